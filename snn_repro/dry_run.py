@@ -136,7 +136,8 @@ def dry_run(config: Config) -> Report:
         saving = _seconds(lambda: state.save_epoch(0, is_best=True))
         memory = peak_memory(device)
     return Report(
-        config, data, str(device), _layers(state, next(iter(test.epoch(0)))[0][..., :COUNTED, :, :, :]), state.steps_per_epoch, step,
+        config, data, str(device), _layers(state, next(iter(test.epoch(0)))[0][..., :COUNTED, :, :, :]),
+        state.steps_per_epoch, step,
         max(0.0, probed + sum(times[:WARM_UP]) - WARM_UP * step), state.steps_per_epoch * step + evaluation + saving, memory,
     )  # fmt: skip
 

@@ -390,8 +390,8 @@ def help_text() -> str:
     groups = [f.name for f in dataclasses.fields(Config)]
     lines.sort(key=lambda line: groups.index(line[0].split(".")[0]))
     out += [f"  {name:<30} {meaning}{allowed}" for name, meaning, allowed in lines]
-    out += ["", "Hydra's flags: --hydra-help; versions: --version"]
-    return "\n".join(out) + '; tab completion: eval "$(snn-train -sc install=bash)"'
+    tail = 'Hydra\'s flags: --hydra-help; versions: --version; tab completion: eval "$(snn-train -sc install=bash)"'
+    return "\n".join([*out, "", tail])
 
 
 def _meaning(setting: Setting) -> tuple[str, str]:

@@ -162,7 +162,6 @@ def refuse_misplaced(overrides: Iterable[str], sweep: bool) -> None:
         group, _, last = name.partition(".")
         if name in FORMER_KERNELS:
             raise ConfigError(unknown(name))
-        folder = name in ("hydra.run.dir", "hydra.sweep.dir")
         wrong = {
             f"{override} is not a key: a run records there what it found in own data; leave it out":
                 name == "dataset.found",
@@ -173,7 +172,7 @@ def refuse_misplaced(overrides: Iterable[str], sweep: bool) -> None:
             f"{override} would change the name without the other values of conf/{group}/; write {group}={value or 'NAME'}":
                 last == "name" and group in ("dataset", "model", "neuron", "loss"),
             f"{override} names no folder; write {name}=DIR, or leave it out":
-                folder and equals and value in ("", "null", "''", '""'),
+                name in ("hydra.run.dir", "hydra.sweep.dir") and equals and value in ("", "null", "''", '""'),
         }  # fmt: skip
         for sentence in (sentence for sentence, holds in wrong.items() if holds):
             raise ConfigError(sentence)

@@ -73,7 +73,7 @@ def assemble(
         if tuple(inputs.shape[-3:]) != shape or (inputs.ndim == 4) != dataset.static:
             read = f"{'images' if inputs.ndim == 4 else 'frames'} {list(inputs.shape[-3:])}"
             raise DataError(f"{dataset.name} was read as {read}, {of_file} {list(shape)}, static={dataset.static}")
-        low, high = np.min(labels, initial=0), np.max(labels, initial=0)
+        low, high = (np.min(labels), np.max(labels)) if len(labels) else (0, 0)
         if low < 0 or high >= dataset.num_classes:
             read = f"labels {low} to {high}"
             raise DataError(f"{dataset.name} was read with {read}, {of_file} {dataset.num_classes} classes")
@@ -114,9 +114,8 @@ class AugmentedRecordings(torch.utils.data.Dataset):
             events = cut(dataset.decode(data, sample.file), sample.start, sample.stop)
         for step in self.steps:
             events = step.apply(events, dataset.shape[1:])
-        return torch.from_numpy(
-            to_frames(events, dataset.shape[1:], *self.settings[1:]).astype(np.float32)
-        ), sample.label
+        frames = to_frames(events, dataset.shape[1:], *self.settings[1:])
+        return torch.from_numpy(frames.astype(np.float32)), sample.label
 
 
 class EventSet(Recorded):

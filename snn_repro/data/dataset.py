@@ -105,8 +105,7 @@ class DataSet:
 
     def frame_shape(self, frame_size: int | None = None) -> tuple[int, int, int]:
         """[C, H, W] of the network's input."""
-        channels, height, width = self.shape
-        return channels, frame_size or height, frame_size or width
+        return self.shape[0], frame_size or self.shape[1], frame_size or self.shape[2]
 
     def locate(self, cfg: Config) -> list[Path]:
         """Paths of the files ([]: none needed), unread. Raises UserError or DataError if missing."""

@@ -50,7 +50,7 @@ def load_rows(path: Path = PAPER_TABLES) -> list[PaperRow]:
         raise UserError(f"{path} cannot be read: {brief(error)}") from None
 
 
-files = cache(conf_files)
+files = cache(conf_files)  # reads the folders once
 
 
 @cache

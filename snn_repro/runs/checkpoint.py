@@ -231,8 +231,9 @@ def restore(parts: dict[str, Any], content: dict, source: Path, rank: int, size:
             set_rng_state(rngs[rank])
         return content["epoch"], int(content["step"]), dict(content["sums"])
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
-        why = f"does not fit this run, or was changed ({brief(error, named=True)})"
-        raise CheckpointError(f"{source} {why}; {AGAIN}") from error
+        raise CheckpointError(
+            f"{source} does not fit this run, or was changed ({brief(error, named=True)}); {AGAIN}"
+        ) from error
 
 
 def rng_state() -> dict:

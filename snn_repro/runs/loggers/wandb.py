@@ -111,9 +111,8 @@ class Log:
         if result is not None:
             epochs, curves = len(self._lines), {f"final/{k}": result[k] for k in ("acc_step", "acc_cum")}
             for percent in GROWTH:
-                curves[f"time_steps/acc_step_{percent}"] = self._lines[math.ceil(epochs * percent / 100) - 1][
-                    "acc_step"
-                ]
+                then = self._lines[math.ceil(epochs * percent / 100) - 1]
+                curves[f"time_steps/acc_step_{percent}"] = then["acc_step"]
             for t in range(len(result["acc_step"])):
                 at_step = {name: accuracies[t] for name, accuracies in curves.items()}
                 self._at(epochs + t + 1, {"final/time_step": t + 1} | at_step)
