@@ -179,8 +179,8 @@ def _let_workers_save(jobs: Sequence[Job]) -> None:
     """Send SIGTERM to the worker processes of the jobs, and wait until they have stopped."""
 
     def busy() -> set[int]:
-        running = (s["pid"] for s in (_read(job.folder / STATUS) for job in jobs) if s.get("state") == "running")
-        return {process.pid for process in multiprocessing.active_children()}.intersection(running)
+        running = {s["pid"] for s in (_read(job.folder / STATUS) for job in jobs) if s.get("state") == "running"}
+        return running & {process.pid for process in multiprocessing.active_children()}
 
     signalled: set[int] = set()
     deadline = time.monotonic() + PATIENCE
