@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from snn_repro import console
-from snn_repro.trained.export import export, help_of, names
+from snn_repro.registry import EXPORTS
+from snn_repro.trained.export import export
 
 
 @console.one_sentence
@@ -16,7 +17,9 @@ def main(argv: list[str] | None = None) -> int:
     """Export one run; exit code 0, or 2 for wrong input."""
     parser = console.Parser("export.py", __doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
-    formats = "; ".join(f"{name}: {help_of(name).rstrip('.')}" for name in names())
+    formats = "; ".join(
+        f"{name}: {(write.__doc__ or name).splitlines()[0].rstrip('.')}" for name, write in sorted(EXPORTS.items())
+    )
     parser.add_argument("--to", required=True, metavar="FORMAT", help=formats)
     parser.add_argument("--weights", default="last", help="last: last epoch (default); best: selected epoch")
     parser.add_argument("--output", type=Path, metavar="DIR", help="output folder (default: RUN/export/FORMAT)")

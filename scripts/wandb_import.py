@@ -13,9 +13,8 @@ import sys
 from pathlib import Path
 
 from snn_repro import console
-from snn_repro.errors import UserError
+from snn_repro.errors import UserError, brief
 from snn_repro.files import hold, write_error
-from snn_repro.runs.loggers import sentence
 from snn_repro.runs.loggers import wandb as ours
 from snn_repro.runs.loggers.wandb import Log, checked_mode
 
@@ -82,7 +81,7 @@ def import_run(folder: Path, say, **logger) -> None:
             log.start(history)
             log.finish(result)
         except (Exception, SystemExit) as error:
-            raise UserError(f"W&B did not accept it ({sentence(error)})") from None
+            raise UserError(f"W&B did not accept it ({brief(error, named=True)})") from None
 
 
 @console.one_sentence

@@ -26,13 +26,12 @@ def commands() -> Iterator[tuple[str, dict[str, str]]]:
             place = PACKAGE.parent.joinpath(*entry.module.split("."))
             installed[entry.name] = purpose(place / "__init__.py" if place.is_dir() else place.with_suffix(".py"))
     yield "commands", installed
-    programs = [
-        f
-        for f in sorted(PACKAGE.rglob("*.py"))
-        if f.name != "__main__.py" and '\nif __name__ == "__main__":' in f.read_text("utf-8")
-    ]
-    names = {f: ".".join(f.relative_to(PACKAGE.parent).with_suffix("").parts) for f in programs}
-    yield "modules", {f"python -m {name}": purpose(file) for file, name in names.items()}
+    modules = {
+        f"python -m {'.'.join(file.relative_to(PACKAGE.parent).with_suffix('').parts)}": purpose(file)
+        for file in sorted(PACKAGE.rglob("*.py"))
+        if file.name != "__main__.py" and '\nif __name__ == "__main__":' in file.read_text("utf-8")
+    }
+    yield "modules", modules
     yield "scripts, in a clone", {f"python scripts/{file.name}": purpose(file) for file in sorted(SCRIPTS.glob("*.py"))}
 
 

@@ -19,8 +19,7 @@ from snn_repro.registry import SETS
 
 def options(part: Any, *without: str) -> dict[str, Any]:
     """Non-null keys of a config part as keyword arguments, its choice's own settings included."""
-    values = {k: v for k, v in vars(part).items() if k != "own"} | part.own
-    return {k: v for k, v in values.items() if v is not None and k not in without}
+    return {k: v for k, v in (vars(part) | part.own).items() if v is not None and k not in ("own", *without)}
 
 
 def loss_of(config: Config) -> Loss:

@@ -10,7 +10,6 @@ import platform
 import signal
 import sys
 import warnings
-from argparse import Namespace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,21 +21,9 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from snn_repro import __version__, console, train
-from snn_repro.config import (
-    CONF_DIR,
-    ConfigError,
-    compose_checked,
-    explain,
-    given_keys,
-    help_text,
-    multirun_config,
-    readable,
-    refuse_misplaced,
-    search_outside,
-    settled,
-)
+from snn_repro import config as conf
 from snn_repro.dry_run import dry_run, dry_sweep
-from snn_repro.errors import Interrupted, UserError
+from snn_repro.errors import Interrupted, UserError, brief
 from snn_repro.files import write_error
 from snn_repro.provenance import git_state
 from snn_repro.runs import gpus, sweeps
@@ -53,7 +40,7 @@ def main() -> NoReturn:
 
 def _main(argv: list[str]) -> int:
     if {"--help", "-h"} & {*argv}:
-        print(help_text())
+        print(conf.help_text())
         return 0
     if "--version" in argv:
         commit = git_state()[0]
@@ -64,19 +51,19 @@ def _main(argv: list[str]) -> int:
     return console.told("snn-train", lambda: _dispatch(argv))
 
 
-def _arguments(argv: list[str]) -> Namespace:
+def _arguments(argv: list[str]) -> Any:
     """Parse Hydra's flags and the overrides. Raises ConfigError for invalid flags."""
 
     def refuse(message: str) -> NoReturn:
-        raise ConfigError(f"{message}; `python -m snn_repro.train --hydra-help` lists the flags")
+        raise conf.ConfigError(f"{message}; `python -m snn_repro.train --hydra-help` lists the flags")
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     given = parser.parse_args(argv)
     for name in ("config-path", "config-name", "config-dir", "experimental-rerun"):
         if getattr(given, name.replace("-", "_")):
-            raise ConfigError(
-                f"--{name} is not supported: configurations are read from {CONF_DIR}; choose one with experiment=NAME"
+            raise conf.ConfigError(
+                f"--{name} is not supported: configurations are read from {conf.CONF_DIR}; choose one with experiment=NAME"
             )
     if sum(map(bool, (given.run, given.multirun, given.cfg, given.info, given.shell_completion))) > 1:
         refuse("only one of --run, --multirun, --cfg, --info and --shell-completion can be given")
@@ -91,14 +78,14 @@ def _dispatch(argv: list[str]) -> int:
         try:
             return call_hydra(argv)
         except ValueError as error:  # unknown shell, or no action named
-            raise ConfigError(f"-sc: {' '.join(str(error).split())}; write -sc install=bash") from None
-    overrides = readable(given.overrides, given.multirun)
+            raise conf.ConfigError(f"-sc: {brief(error)}; write -sc install=bash") from None
+    overrides = conf.readable(given.overrides, given.multirun)
     flags = [word for word in argv if word not in given.overrides]
     if given.multirun:
         return _sweep(overrides, argv, flags)
-    config = compose_checked(overrides)
+    config = conf.compose_checked(overrides)
     if given.cfg or given.info:
-        if "recipe.epochs" in given_keys(overrides):  # it may shorten the warm-up; show the value of the run
+        if "recipe.epochs" in conf.given_keys(overrides):  # it may shorten the warm-up; show the value of the run
             overrides = [*overrides, f"recipe.warmup_epochs={config.recipe.warmup_epochs}"]
         return call_hydra([*overrides, *flags])
     if config.dry_run:
@@ -119,12 +106,12 @@ def _sweep(overrides: list[str], argv: list[str], flags: list[str]) -> int:
         for line in dry_sweep(overrides):
             print(line, flush=True)
         return 0
-    refuse_misplaced(overrides, sweep=True)
+    conf.refuse_misplaced(overrides, sweep=True)
     if dry:
-        raise ConfigError(
+        raise conf.ConfigError(
             "dry_run=true measures configurations known in advance, and a search chooses them as it runs; leave hydra/sweeper out"
         )
-    with multirun_config(overrides) as (node, _):  # checks hydra.*; a search sweeper has no list of jobs yet
+    with conf.multirun_config(overrides) as (node, _):  # checks hydra.*; a search sweeper has no list of jobs yet
         sweeps.warn_without_validation(node, overrides)
     with sweeps.stoppable():
         return call_hydra([*overrides, *flags])
@@ -132,14 +119,14 @@ def _sweep(overrides: list[str], argv: list[str], flags: list[str]) -> int:
 
 def call_hydra(argv: list[str]) -> int:
     """Run Hydra with `argv` and return its exit code; raises ConfigError or UserError."""
-    search_outside()
+    conf.search_outside()
     before, sys.argv = sys.argv, [sys.argv[0], *argv]
     try:
-        hydra.main(config_path=str(CONF_DIR), config_name="train", version_base="1.3")(task)()
+        hydra.main(config_path=str(conf.CONF_DIR), config_name="train", version_base="1.3")(task)()
     except SystemExit as gone:  # Hydra exits so for an unknown --package
         return 2 if gone.code else 0
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(error)) from error
+        raise conf.ConfigError(conf.explain(error)) from error
     except OSError as error:
         if error.filename is None:
             raise
@@ -168,7 +155,7 @@ def task(node: Any) -> float | None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # between runs the parent process handles it
         if _stopped:
             return None
-    config = settled(node, job.overrides.task)
+    config = conf.settled(node, job.overrides.task)
     config.run_dir = job.runtime.output_dir
     sweep = job.sweeper._target_.endswith(".BasicSweeper")
     in_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"

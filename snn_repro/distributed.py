@@ -140,7 +140,7 @@ def moments(mean: Tensor, var: Tensor, n: int) -> Tensor:
     merges (Chan et al. 1979). Non-blocking, on the tensors' device.
     """
     own = torch.stack([torch.full_like(mean, n), mean, torch.zeros_like(mean), var * n])
-    if not _initialized():
+    if not dist.is_initialized():  # layers may also be called outside of a run
         return own[None]
     rows = own.new_empty(dist.get_world_size(), *own.shape)
     dist.all_gather(list(rows), own)
@@ -155,14 +155,9 @@ def means(sums: Tensor, n: int) -> Tensor:
 
 def together(values: Tensor) -> Tensor:
     """Sum `values` over all ranks in place; non-blocking, on the tensor's device."""
-    if _initialized():
+    if dist.is_initialized():
         dist.all_reduce(values)
     return values
-
-
-def _initialized() -> bool:
-    """Whether the process group exists; layers may also be called outside of a run."""
-    return dist.is_available() and dist.is_initialized()
 
 
 def largest(number: int) -> int:

@@ -95,7 +95,7 @@ class Report:
              "" if rate is None else f"{rate:.3f}")
             for name, kind, shape, *numbers, macs, synops, _, rate in self.layers
         ]  # fmt: skip
-        lines = [
+        return "\n".join([
             f"{c.name} seed {c.seed}: {split.n_train:,} training, {split.n_val:,} validation, {split.n_test:,} test samples "
             f"({split.id}), {self.data.num_classes} classes, input {_by(self.data.input_shape)}, T={c.timesteps}, {self.device}",
             *text_table("", COLUMNS, cells, left=3).splitlines()[1:],
@@ -111,8 +111,7 @@ class Report:
             "",
             "no file was written; start the run with",
             f"  {shlex.join(['python', '-m', 'snn_repro.train', *(o for o in overrides if not o.startswith('dry_run='))])}",
-        ]
-        return "\n".join(lines)
+        ])  # fmt: skip
 
 
 def dry_run(config: Config) -> Report:
@@ -136,9 +135,9 @@ def dry_run(config: Config) -> Report:
             raise _too_large(config, f"does not fit the memory of {device}") from None
         saving = _seconds(lambda: state.save_epoch(0, is_best=True))
         memory = peak_memory(device)
-    layers = _layers(state, next(iter(test.epoch(0)))[0][..., :COUNTED, :, :, :])
     return Report(
-        config, data, str(device), layers, state.steps_per_epoch, step,
+        config, data, str(device), _layers(state, next(iter(test.epoch(0)))[0][..., :COUNTED, :, :, :]),
+        state.steps_per_epoch, step,
         max(0.0, probed + sum(times[:WARM_UP]) - WARM_UP * step), state.steps_per_epoch * step + evaluation + saving, memory,
     )  # fmt: skip
 
@@ -275,9 +274,7 @@ def _layers(state: Training, x: Tensor) -> list[Layer]:
             shapes.setdefault(name, tuple(output.shape))
 
     # neurons, and modules with weights of their own
-    counted = {
-        n: m for n, m in model.named_modules() if n and (isinstance(m, Neuron) or [*m.parameters(recurse=False)])
-    }
+    counted = {n: m for n, m in model.named_modules() if n and (isinstance(m, Neuron) or [*m.parameters(False)])}
     for name, module in counted.items():
         module.register_forward_hook(partial(note, name))
     with door.off(model), torch.no_grad(), firing_rates(model) as rates, FlopCounterMode(display=False) as flops:

@@ -172,7 +172,5 @@ def nonzero_products(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     x, weight = x.double(), weight.double()
     if isinstance(layer, nn.Linear):
         return nn.functional.linear(x, weight)
-    plain: Any = next(
-        kind for kind in CONNECTIONS if isinstance(layer, kind)
-    )  # torch's own convolution, not a subclass's kernel
-    return plain._conv_forward(layer, x, weight, None)
+    torchs: Any = next(kind for kind in CONNECTIONS if isinstance(layer, kind))  # not a subclass's kernel
+    return torchs._conv_forward(layer, x, weight, None)

@@ -40,6 +40,12 @@ def nearest(word: str, known) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+def brief(error: object, named: bool = False) -> str:
+    """An error in one line of at most 300 letters, with its class if `named`."""
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}" if named else text or type(error).__name__
+
+
 LESS_MEMORY = (
     "recipe.accumulate=2 (or more) splits a batch into parts, model.checkpointing=blocks stores less for the backward pass, and "
     "recipe.batch_size or recipe.eval_batch_size can be reduced"
@@ -51,12 +57,11 @@ def in_one_sentence(error: BaseException, advice: str = LESS_MEMORY) -> BaseExce
     bare = isinstance(error, RuntimeError)
     if bare and "DataLoader worker" in str(error):
         return UserError(
-            f"a loader process died ({' '.join(str(error).split())[:120]}), killed or out of memory; the same command "
+            f"a loader process died ({brief(error)}), killed or out of memory; the same command "
             "continues from the last checkpoint, with dataset.workers=0 if it happens again"
         )
     if isinstance(error, MemoryError) or (bare and re.search(r"out of memory|can't allocate memory", str(error))):
-        reason = " ".join(str(error).split())[:120] or "MemoryError"
-        return UserError(f"out of memory ({reason}); {advice}")
+        return UserError(f"out of memory ({brief(error)}); {advice}")
     return error
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from snn_repro.errors import UserError
+from snn_repro.errors import UserError, brief
 
 
 @contextlib.contextmanager
@@ -48,7 +48,6 @@ def unguessable(target: Path) -> Path:
 
 def write_error(target: Path, error: Exception, key: str = "hydra.run.dir=...") -> UserError:
     """The UserError for a failed write of `target`, whose folder `key` sets."""
-    number = getattr(error, "errno", None) or 0
     why = {
         errno.ENOSPC: "the disk is full; free some space and start the same command again",
         errno.EDQUOT: "the disk quota is used up; free some space and start the same command again",
@@ -57,7 +56,7 @@ def write_error(target: Path, error: Exception, key: str = "hydra.run.dir=...") 
         errno.EEXIST: f"a file is where a folder is needed; choose another folder with {key}",
         errno.ENOTDIR: f"a file is where a folder is needed; choose another folder with {key}",
         errno.EIO: "the disk failed (I/O error); nothing was lost, start the same command again once it works",
-    }.get(number, f"{' '.join(str(error).split())[:200]}; choose another place with {key}")
+    }.get(getattr(error, "errno", None) or 0, f"{brief(error)}; choose another place with {key}")
     return UserError(f"cannot write {target}: {why}")
 
 

@@ -16,8 +16,7 @@ def correct_cumulative(logits: Tensor, target: Tensor) -> Tensor:
     """Correct predictions of the mean output over steps 1..t, int64 [T]."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     # Each mean is computed separately, so the last equals the mean readout even where two classes nearly tie.
-    means = torch.stack([logits[: t + 1].mean(0) for t in range(len(logits))])
-    return correct_per_step(means, target)
+    return correct_per_step(torch.stack([logits[: t + 1].mean(0) for t in range(len(logits))]), target)
 
 
 def count_correct(scores: Tensor, target: Tensor) -> Tensor:

@@ -44,8 +44,7 @@ def _plain(cls: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimi
 
 def _fused(groups) -> bool | None:
     """True for the fused update, on CPU and CUDA, which does not wait for the loss scale."""
-    kinds = {p.device.type for group in groups for p in group["params"]}
-    return kinds in ({"cpu"}, {"cuda"}) or None
+    return {p.device.type for group in groups for p in group["params"]} in ({"cpu"}, {"cuda"}) or None
 
 
 def _torchs(cls: type[torch.optim.Optimizer], groups, r: RecipeConfig, **options):
@@ -131,9 +130,8 @@ def build_optimizer(model: nn.Module, recipe: RecipeConfig, **imp: Any) -> torch
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Load an optimiser's state onto this device; update kernel and strides stay the parameters' own."""
-    how = ("fused", "foreach")
     groups = [
-        saved | {k: own[k] for k in how if k in own}
+        saved | {k: own[k] for k in ("fused", "foreach") if k in own}
         for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
     ]
     optimizer.load_state_dict(state | {"param_groups": groups})

@@ -19,6 +19,8 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
+from snn_repro.errors import brief
+
 GROUP = "snn_repro"
 
 
@@ -55,17 +57,15 @@ def broken() -> str:
 
 def leave_out(name: str, module: str, error: Exception) -> None:
     """Skip a package, with one warning that names it."""
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    _broken[module] = (
-        f"the package '{module}' (entry point '{name}' of {GROUP}) cannot be imported: {reason}; fix or uninstall it"
-    )
+    where = f"the package '{module}' (entry point '{name}' of {GROUP})"
+    _broken[module] = f"{where} cannot be imported: {brief(error, named=True)}; fix or uninstall it"
     logging.getLogger("snn_repro").warning(_broken[module])
 
 
 def versions() -> dict[str, str]:
     """{distribution: version} of the packages, recorded with each run."""
-    dists = {point.dist for point in entry_points(group=GROUP) if point.dist}
-    return {dist.name: dist.version for dist in sorted(dists, key=lambda dist: dist.name)}
+    dists = {point.dist.name: point.dist.version for point in entry_points(group=GROUP) if point.dist}
+    return dict(sorted(dists.items()))
 
 
 def conf_dirs() -> list[Path]:

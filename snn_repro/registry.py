@@ -43,10 +43,6 @@ class Registry(UserDict[str, Any]):
         outside.load()
         return iter(self.data)
 
-    def names(self) -> tuple[str, ...]:
-        """All names, plug-ins included."""
-        return tuple(self)
-
     def add(self, name: str, thing: Any, owner: Any) -> None:
         """Add `thing`, defined by the class or function `owner`.
 
@@ -71,7 +67,7 @@ class Registry(UserDict[str, Any]):
 
     def unknown(self, name: Any, known: Sequence[str] | None = None) -> str:
         """The error message for an unknown name; also lists packages that cannot be imported."""
-        known = known or self.names()
+        known = known or tuple(self)
         return f"{self.group}.name={name!r} is not one of {', '.join(known)}{nearest(name, known)}{outside.broken()}"
 
     def own(self, name: Any) -> Mapping[str, Setting]:

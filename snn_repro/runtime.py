@@ -66,15 +66,16 @@ class Precision:
         amp = config.recipe.amp
         if amp == "auto":
             amp = "fp16" if device.type == "cuda" else "off"
-        if device.type == "cpu" and amp == "fp16":
-            raise ConfigError("recipe.amp=fp16 needs a GPU; on a CPU use recipe.amp=off, or bf16 with hardware support")
-        if device.type == "cpu" and amp == "bf16" and not has_bf16_units():
-            raise ConfigError(
-                "recipe.amp=bf16 on this CPU is many times slower than float32: it has no bfloat16 units (AVX512-BF16 or "
-                "AMX); use recipe.amp=off or auto"
-            )
-        if device.type == "cuda" and amp == "bf16" and not torch.cuda.is_bf16_supported():
-            raise ConfigError("recipe.amp=bf16 but this GPU has no bfloat16; use recipe.amp=fp16")
+        wrong = {
+            "fp16 needs a GPU; on a CPU use recipe.amp=off, or bf16 with hardware support":
+                device.type == "cpu" and amp == "fp16",
+            "bf16 on this CPU is many times slower than float32: it has no bfloat16 units (AVX512-BF16 or AMX); use "
+            "recipe.amp=off or auto": device.type == "cpu" and amp == "bf16" and not has_bf16_units(),
+            "bf16 but this GPU has no bfloat16; use recipe.amp=fp16":
+                device.type == "cuda" and amp == "bf16" and not torch.cuda.is_bf16_supported(),
+        }  # fmt: skip
+        for why in (why for why, holds in wrong.items() if holds):
+            raise ConfigError(f"recipe.amp={why}")
         self.name = {"off": "float32", "fp16": "fp16 autocast", "bf16": "bf16 autocast"}[amp]
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         self.kind, self.dtype = device.type, {"fp16": torch.float16, "bf16": torch.bfloat16}.get(amp)
@@ -87,8 +88,7 @@ class Precision:
 def has_bf16_units() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware, as far as torch reports it."""
     if hasattr(torch.cpu, "get_capabilities"):
-        units = torch.cpu.get_capabilities()
-        return any(units.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+        return any(map(torch.cpu.get_capabilities().get, ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")))
     older = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # some versions of torch have both, one or none
     return any(getattr(torch.cpu, name, bool)() for name in older)
 

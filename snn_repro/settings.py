@@ -85,8 +85,7 @@ def shared(
     settings: Mapping[str, Setting], published: Mapping[str, Any], without: Collection[str] = (), **own: Setting
 ) -> dict[str, Setting]:
     """The `settings` of a family except `without`, with `published` defaults, plus `own`."""
-    common = {k: replace(s, default=published.get(k, s.default)) for k, s in settings.items() if k not in without}
-    return common | own
+    return {k: replace(s, default=published.get(k, s.default)) for k, s in settings.items() if k not in without} | own
 
 
 def _number(key: str, value: Any) -> float:

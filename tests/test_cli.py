@@ -142,7 +142,7 @@ def test_a_search_without_a_validation_part_says_so(sweeper, validation, says, c
         hydra=SimpleNamespace(sweeper=SimpleNamespace(_target_=f"hydra_plugins.x.{sweeper}Sweeper")),
         dataset=SimpleNamespace(validation=validation),
     )
-    monkeypatch.setattr(cli, "multirun_config", lambda overrides: contextlib.nullcontext((node, None)))
+    monkeypatch.setattr(cli.conf, "multirun_config", lambda overrides: contextlib.nullcontext((node, None)))
     monkeypatch.setattr(cli, "call_hydra", lambda argv: 0)
     assert cli._main(["-m", "hydra/sweeper=x"]) == 0
     err = capsys.readouterr().err

@@ -14,19 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from snn_repro import outside
-from snn_repro.config.schema import (
-    CONF_DIR,
-    FORMER,
-    FORMER_KERNELS,
-    GROUPS,
-    MISSING,
-    OWN,
-    PAPER_TABLES,
-    RENAMED,
-    AugmentConfig,
-    Config,
-    ConfigError,
-)
+from snn_repro.config import schema
+from snn_repro.config.schema import GROUPS, OWN, PAPER_TABLES, AugmentConfig, Config, ConfigError
 from snn_repro.errors import UserError, nearest
 from snn_repro.kernels import KERNELS
 from snn_repro.registry import SETS, all_values
@@ -45,7 +34,7 @@ def checked(node: DictConfig | dict) -> Config:
         node = node | {"dataset": node["dataset"] | {"found": None}}
     try:
         plain: Any = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
-        for group, _, last in (key.partition(".") for key in FORMER if isinstance(node, dict)):
+        for group, _, last in (key.partition(".") for key in schema.FORMER if isinstance(node, dict)):
             if isinstance(plain.get(group), dict):
                 plain[group].pop(last, None)
         separate_own(plain)
@@ -67,10 +56,9 @@ def separate_own(plain: dict) -> None:
     """Move each group's keys outside the schema into `own`; raises UserError for invalid ones."""
     for group, shared in _SHARED.items():
         part = plain.get(group)
-        if not isinstance(part, dict) or ("name" in shared and part.get("name") in (None, MISSING)):
+        if not isinstance(part, dict) or ("name" in shared and part.get("name") in (None, schema.MISSING)):
             continue  # the merge with the schema reports it
-        given = {str(k): part.pop(k) for k in [*part] if k not in shared}
-        part["own"] = _own(group, part, given)
+        part["own"] = _own(group, part, {str(k): part.pop(k) for k in [*part] if k not in shared})
         if group == "neuron" and "initial" in part["own"]:
             _settle_initial(part)
 
@@ -119,10 +107,9 @@ def validate(config: Config) -> None:
 
 def _wrong(c: Config) -> Iterator[str]:
     """Yield a sentence for each invalid value or combination."""
-    for word in {*c.recipe.no_decay} - {"bias", "norm", "te"}:
+    d, facts, r, a = c.dataset, SETS[c.dataset.name], c.recipe, c.augment
+    for word in {*r.no_decay} - {"bias", "norm", "te"}:
         yield f"recipe.no_decay has '{word}'; choose of: bias, norm, te (for IMP set neuron.imp_weight_decay)"
-    if not re.fullmatch(r"(?=.*[^.])[\w.,=+\[\]-]{1,200}", c.name):
-        yield f"name={c.name} cannot name a folder; use up to 200 letters, digits and . , = + - _ [ ], not dots alone"
     if c.paper_row is not None and PAPER_TABLES.is_file():  # not in a wheel
         known = re.findall(r"^- id: (\S+)$", PAPER_TABLES.read_text("utf-8"), re.MULTILINE)
         if c.paper_row not in known:
@@ -130,24 +117,27 @@ def _wrong(c: Config) -> Iterator[str]:
                 f"paper_row={c.paper_row} is not a row of results/{PAPER_TABLES.name}{nearest(c.paper_row, known)}; "
                 "leave it out if the run reproduces none"
             )
-    d, facts, r, a = c.dataset, SETS[c.dataset.name], c.recipe, c.augment
-    if not facts.resizable and d.frame_size not in (None, facts.shape[1]):
-        yield f"dataset.frame_size={d.frame_size}: {d.name} has {facts.shape[1]} pixels and cannot be resized; leave it out"
     if d.split not in facts.splits:
         known = facts.splits
         yield f"dataset.split={d.split} is unknown for {d.name}; choose one of: {', '.join(known)}{nearest(d.split, known)}"
     if c.model.name == "vgg48" and (shape := _known_shape(c)) and shape[1:] != (48, 48):
-        size = "x".join(map(str, shape[1:]))
         fix = "set dataset.frame_size=48 or choose model=vgg128" if facts.resizable else "choose model=vgg128 or small"
-        yield f"model=vgg48 needs 48x48 pixels and dataset={d.name} gives {size}; {fix}"
-    if a.label_smoothing > 0 and c.loss.name == "tet_s":
-        yield f"augment.label_smoothing={a.label_smoothing} would smooth labels twice with loss=tet_s; use loss.epsilon"
-    if r.warmup_epochs >= r.epochs and r.warmup_epochs > 0:
-        yield f"recipe.warmup_epochs={r.warmup_epochs} leaves no epoch of recipe.epochs={r.epochs}; make it smaller"
-    if r.min_lr > r.lr:
-        yield f"recipe.min_lr={r.min_lr} is above recipe.lr={r.lr}; make it smaller"
-    if r.accumulate > r.batch_size:
-        yield f"recipe.accumulate={r.accumulate} exceeds recipe.batch_size={r.batch_size}; make it smaller"
+        yield f"model=vgg48 needs 48x48 pixels and dataset={d.name} gives {'x'.join(map(str, shape[1:]))}; {fix}"
+    size = None if facts.resizable else facts.shape[1]
+    wrong = {
+        f"name={c.name} cannot name a folder; use up to 200 letters, digits and . , = + - _ [ ], not dots alone":
+            not re.fullmatch(r"(?=.*[^.])[\w.,=+\[\]-]{1,200}", c.name),
+        f"dataset.frame_size={d.frame_size}: {d.name} has {size} pixels and cannot be resized; leave it out":
+            size is not None and d.frame_size not in (None, size),
+        f"augment.label_smoothing={a.label_smoothing} would smooth labels twice with loss=tet_s; use loss.epsilon":
+            a.label_smoothing > 0 and c.loss.name == "tet_s",
+        f"recipe.warmup_epochs={r.warmup_epochs} leaves no epoch of recipe.epochs={r.epochs}; make it smaller":
+            r.warmup_epochs >= r.epochs and r.warmup_epochs > 0,
+        f"recipe.min_lr={r.min_lr} is above recipe.lr={r.lr}; make it smaller": r.min_lr > r.lr,
+        f"recipe.accumulate={r.accumulate} exceeds recipe.batch_size={r.batch_size}; make it smaller":
+            r.accumulate > r.batch_size,
+    }  # fmt: skip
+    yield from (sentence for sentence, holds in wrong.items() if holds)
     yield from _misplaced(a, facts)
 
 
@@ -204,7 +194,7 @@ _IDLE: tuple[tuple[str, Callable[[Config], Any], str, str], ...] = (
     ("neuron.v_reset", lambda c: c.neuron.reset == "hard", "neuron.reset", "neuron.reset=hard"),
     ("dataset.integrate_by dataset.verify", lambda c: not SETS[c.dataset.name].static, "dataset.name", "a data set of events"),
     ("dataset.channel_order", lambda c: (_known_shape(c) or (3,))[0] == 3, "dataset.name", "colour images"),
-    ("dataset.split_seed", lambda c: c.dataset.validation > 0 or c.dataset.train_subset > 0 or SETS[c.dataset.name].draws_test, "dataset.validation", "dataset.validation or dataset.train_subset above 0"),
+    ("dataset.split_seed", lambda c: c.dataset.validation > 0 or c.dataset.train_subset > 0 or SETS[c.dataset.name].own, "dataset.validation", "dataset.validation or dataset.train_subset above 0"),
     ("dataset.timesteps", lambda c: c.timesteps == c.dataset.timesteps, "timesteps", "timesteps left out"),
     ("augment.randaugment_level augment.randaugment_std", lambda c: c.augment.randaugment_ops > 0, "augment.randaugment_ops", "augment.randaugment_ops above 0"),
     ("augment.interpolation", lambda c: c.augment.rrc_min_area > 0 or SETS[c.dataset.name].from_files, "augment.rrc_min_area", "augment.rrc_min_area above 0"),
@@ -271,8 +261,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         if group == "hydra/launcher" and choice in ("joblib", "submitit_slurm"):
-            extra = "parallel" if choice == "joblib" else "slurm"
-            return f"this launcher needs another package: pip install 'snn_repro[{extra}]'"
+            return f"this launcher needs another package: pip install 'snn_repro[{'parallel' if choice == 'joblib' else 'slurm'}]'"
         known = error.options or list(choices(group))
         return f"{group}={choice} does not exist; choose one of: {', '.join(known)}{nearest(choice, known)}{outside.broken()}"
     if isinstance(error, OverrideParseException):
@@ -312,9 +301,9 @@ def unknown(full: str) -> str:
     """The error message for a key that does not exist."""
     if full in GROUPS:
         return f"'{full}' is a group: write {full}=NAME with one of: {', '.join(choices(full))}"
-    if full in RENAMED:
-        return f"{full} is now called {RENAMED[full]}; write {RENAMED[full]}=..."
-    if full in FORMER_KERNELS:
+    if now := schema.RENAMED.get(full):
+        return f"{full} is now called {now}; write {now}=..."
+    if full in schema.FORMER_KERNELS:
         return f"{full} is no longer a key: kernels chooses the backend of all layers; write kernels= one of: {', '.join(KERNELS)}"
     known = [*keys(), *GROUPS]
     ends = [k for k in known if k.split(".")[-1] == full.split(".")[-1]]  # the group may be wrong or missing
@@ -345,7 +334,7 @@ def conf_files(group: str) -> dict[str, Path]:
     Raises ConfigError where two files define the same choice.
     """
     files: dict[str, Path] = {}
-    for folder in (CONF_DIR, *outside.conf_dirs()):
+    for folder in (schema.CONF_DIR, *outside.conf_dirs()):
         for file in (folder / group).glob("*.yaml"):
             if files.setdefault(file.stem, file) != file:
                 raise ConfigError(f"{file} and {files[file.stem]} both define {group}={file.stem}; rename one of them")
@@ -383,8 +372,7 @@ def help_text() -> str:
            "  python -m snn_repro.train -m GROUP=A,B seed=0,1,2                 a sweep",
            "  python -m snn_repro.train --cfg job [...]                         print the configuration only", ""]  # fmt: skip
     for group in GROUPS:
-        listed = choices(group)
-        if listed:
+        if listed := choices(group):
             width = max(map(len, listed))
             out += [f"{group}=", *(f"  {name:<{width}}  {line}" for name, line in listed.items()), ""]
     out.append("keys")

@@ -32,8 +32,6 @@ from snn_repro.config.check import checked, choices, explain, given_keys, quoted
 from snn_repro.config.schema import CONF_DIR, FORMER_KERNELS, GROUPS, NOT_HASHED, OWN, Config, ConfigError
 from snn_repro.registry import AUGMENTATIONS
 
-log = logging.getLogger("snn_repro")
-
 
 def _schema() -> DictConfig:
     """The schema for Hydra. The groups in OWN accept other keys, which `checked` validates."""
@@ -164,22 +162,20 @@ def refuse_misplaced(overrides: Iterable[str], sweep: bool) -> None:
         group, _, last = name.partition(".")
         if name in FORMER_KERNELS:
             raise ConfigError(unknown(name))
-        if name == "dataset.found":
-            raise ConfigError(f"{override} is not a key: a run records there what it found in own data; leave it out")
-        if name == "hydra.run.dir" and sweep:
-            raise ConfigError(
-                f"{name} is for a single run; in a sweep use hydra.sweep.dir=DIR (each run gets DIR/<row>/seed<k>)"
-            )
-        if name.startswith("hydra") and name != "hydra.run.dir" and not sweep:
-            raise ConfigError(
-                f"{override} is for sweeps (-m) and this is a single run; add -m, or leave it out (hydra.run.dir=DIR sets the folder)"
-            )
-        if last == "name" and group in ("dataset", "model", "neuron", "loss"):
-            raise ConfigError(
-                f"{override} would change the name without the other values of conf/{group}/; write {group}={value or 'NAME'}"
-            )
-        if name in ("hydra.run.dir", "hydra.sweep.dir") and equals and value in ("", "null", "''", '""'):
-            raise ConfigError(f"{override} names no folder; write {name}=DIR, or leave it out")
+        wrong = {
+            f"{override} is not a key: a run records there what it found in own data; leave it out":
+                name == "dataset.found",
+            f"{name} is for a single run; in a sweep use hydra.sweep.dir=DIR (each run gets DIR/<row>/seed<k>)":
+                name == "hydra.run.dir" and sweep,
+            f"{override} is for sweeps (-m) and this is a single run; add -m, or leave it out (hydra.run.dir=DIR sets the folder)":
+                name.startswith("hydra") and name != "hydra.run.dir" and not sweep,
+            f"{override} would change the name without the other values of conf/{group}/; write {group}={value or 'NAME'}":
+                last == "name" and group in ("dataset", "model", "neuron", "loss"),
+            f"{override} names no folder; write {name}=DIR, or leave it out":
+                name in ("hydra.run.dir", "hydra.sweep.dir") and equals and value in ("", "null", "''", '""'),
+        }  # fmt: skip
+        for sentence in (sentence for sentence, holds in wrong.items() if holds):
+            raise ConfigError(sentence)
 
 
 def settled(node: DictConfig, overrides: Iterable[str], quiet: bool = False) -> Config:
@@ -194,7 +190,7 @@ def settled(node: DictConfig, overrides: Iterable[str], quiet: bool = False) -> 
         node.recipe.warmup_epochs = warmup * epochs // max(usual, epochs + 1)
         if not quiet:
             was = f"instead of the recipe's {warmup} (of {usual} epochs), because of recipe.epochs={epochs}"
-            log.warning(f"recipe.warmup_epochs is {node.recipe.warmup_epochs} {was}")
+            logging.getLogger("snn_repro").warning(f"recipe.warmup_epochs is {node.recipe.warmup_epochs} {was}")
     return checked(node)
 
 
@@ -288,8 +284,7 @@ def refuse_code(overrides: Iterable[str]) -> None:
     for override in OverridesParser.create().parse_overrides([*overrides]):
         name, line = override.key_or_group, str(override.input_line)
         hidden = re.search(r"_target_|\$\{", line) and not name.startswith(("hydra.run.", "hydra.sweep."))
-        of_hydra = re.match(r"(hydra|slurm)(\.|$)", name)
-        if of_hydra and (hidden or not line.isprintable() or not re.match(_TYPED, name)):
+        if re.match(r"(hydra|slurm)(\.|$)", name) and (hidden or not line.isprintable() or not re.match(_TYPED, name)):
             raise ConfigError(
                 f"{line!r} would run code from the configuration; choose hydra/launcher= or hydra/sweeper=, give plain one-line "
                 "values, and put anything else into a file in conf/hydra/launcher/"

@@ -12,21 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from snn_repro import registry as r
 from snn_repro.errors import UserError
 from snn_repro.kernels import KERNELS
-from snn_repro.registry import (
-    AUGMENTATIONS,
-    INITIAL_STATES,
-    LOSSES,
-    MODELS,
-    NEURONS,
-    NORMS,
-    OPTIMIZERS,
-    SCHEDULES,
-    SETS,
-    SURROGATES,
-    Registry,
-)
 from snn_repro.settings import Setting
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -37,9 +25,9 @@ CONF_DIR = next(
 PAPER_TABLES = CONF_DIR.parent / "results" / "paper_tables.yaml"
 GROUPS = ("dataset", "model", "neuron", "loss", "recipe", "experiment", "fidelity", "logger", "debug")
 # registries whose classes add settings to a group
-OWN: dict[str, tuple[Registry, ...]] = {
-    "dataset": (SETS,), "model": (MODELS, NORMS), "neuron": (NEURONS, SURROGATES, INITIAL_STATES), "loss": (LOSSES,),
-    "recipe": (OPTIMIZERS, SCHEDULES), "augment": (AUGMENTATIONS,),
+OWN: dict[str, tuple[r.Registry, ...]] = {
+    "dataset": (r.SETS,), "model": (r.MODELS, r.NORMS), "neuron": (r.NEURONS, r.SURROGATES, r.INITIAL_STATES),
+    "loss": (r.LOSSES,), "recipe": (r.OPTIMIZERS, r.SCHEDULES), "augment": (r.AUGMENTATIONS,),
 }  # fmt: skip
 MISSING = "???"  # OmegaConf's mandatory value
 
@@ -60,10 +48,8 @@ class ConfigError(UserError):
 
 def key(default: Any, help: str, **more: Any) -> Any:
     """A schema field with its Setting (unit, low, high, above, below, choices)."""
-    metadata = {"setting": Setting(default, help, **more)}
-    if isinstance(default, list | dict):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
+    value: Any = dict(default_factory=default.copy) if isinstance(default, list | dict) else dict(default=default)
+    return field(**value, metadata={"setting": Setting(default, help, **more)})
 
 
 @dataclass
@@ -83,7 +69,7 @@ class Chosen:
 class DatasetConfig(Chosen):
     """Keys `dataset.*`."""
 
-    name: str = key(MISSING, "data set", choices=SETS)
+    name: str = key(MISSING, "data set", choices=r.SETS)
     timesteps: int = key(4, "usual number of time steps T; default of the top-level `timesteps`", low=1)
     validation: float = key(0.0, "fraction of the training set held out for validation", low=0.0, below=1.0)
     split: str = key("official", "named train/test split (snn_repro/data/sets/)")
@@ -109,7 +95,7 @@ class DatasetConfig(Chosen):
 class ModelConfig(Chosen):
     """Keys `model.*`."""
 
-    name: str = key(MISSING, "network", choices=MODELS)
+    name: str = key(MISSING, "network", choices=r.MODELS)
     checkpointing: str = key("off", "recompute in backward to save memory", choices=("off", "norms", "blocks"))
     weights: str | None = key(None, "initial weights: path, run folder, or file in data_dir[/weights] or torch hub")
 
@@ -118,7 +104,7 @@ class ModelConfig(Chosen):
 class NeuronConfig(Chosen):
     """Keys `neuron.*`."""
 
-    name: str = key(MISSING, "neuron family", choices=NEURONS)
+    name: str = key(MISSING, "neuron family", choices=r.NEURONS)
     imp: bool = key(False, "learnable initial membrane potential, one value per neuron (the paper's IMP)")
     imp_lr: float = key(1.0, "learning rate of IMP, as a factor of recipe.lr", low=0)
     imp_weight_decay: float | None = key(0.0, "weight decay of IMP; null: recipe.weight_decay", low=0)
@@ -129,7 +115,7 @@ class NeuronConfig(Chosen):
 class LossConfig(Chosen):
     """Keys `loss.*`."""
 
-    name: str = key(MISSING, "training objective and readout", choices=LOSSES)
+    name: str = key(MISSING, "training objective and readout", choices=r.LOSSES)
 
 
 @dataclass
@@ -140,14 +126,14 @@ class RecipeConfig(Chosen):
     batch_size: int = key(64, "training batch size, total of all processes", low=1)
     eval_batch_size: int = key(256, "evaluation batch size", low=1)
     accumulate: int = key(1, "gradient accumulation: parts of a batch, divided among processes", low=1)
-    optimizer: str = key("sgd", "optimiser", choices=OPTIMIZERS)
+    optimizer: str = key("sgd", "optimiser", choices=r.OPTIMIZERS)
     lr: float = key(0.1, "learning rate", above=0.0)
     momentum: float = key(0.9, "sgd: momentum", low=0.0, below=1.0)
     nesterov: bool = key(False, "sgd: Nesterov momentum")
     weight_decay: float = key(0.0, "weight decay", low=0.0)
     no_decay: list[str] = key([], "parameters without weight decay, any of: bias, norm, te")
     eps: float = key(1e-8, "adam, adamw, lamb: epsilon", above=0.0)
-    schedule: str = key("cosine", "learning-rate schedule after warm-up", choices=SCHEDULES)
+    schedule: str = key("cosine", "learning-rate schedule after warm-up", choices=r.SCHEDULES)
     min_lr: float = key(0.0, "cosine: final learning rate", low=0.0)
     step_epochs: int = key(30, "step: epochs between drops", low=1)
     step_gamma: float = key(0.1, "step: factor of each drop", above=0.0, high=1.0)
@@ -172,12 +158,12 @@ class AugmentConfig(Chosen):
 
     def classes(self) -> list[Any]:
         """All augmentations; plug-ins are imported only for keys that are not ours."""
-        ours = [AUGMENTATIONS[name] for name in AUGMENTATIONS.ours()]
-        return ours if self.own.keys() <= {k for cls in ours for k in cls.settings} else list(AUGMENTATIONS.values())
+        ours = [r.AUGMENTATIONS[name] for name in r.AUGMENTATIONS.ours()]
+        return ours if self.own.keys() <= {k for cls in ours for k in cls.settings} else list(r.AUGMENTATIONS.values())
 
     def turned_on(self, kind: type = object) -> list[Any]:
         """Active augmentations that are subclasses of `kind`, in order."""
-        active = [cls for cls in self.classes() if issubclass(cls, kind) and cls.is_on(self.of(cls))]
+        active = [cls for cls in self.classes() if issubclass(cls, kind) and any(map(self.of(cls).get, cls.switches))]
         return sorted(active, key=lambda cls: (cls.order, cls.name))
 
 

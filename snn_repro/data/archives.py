@@ -14,9 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from snn_repro.errors import DataError, UserError
+from snn_repro.errors import DataError, UserError, brief
 
-log = logging.getLogger("snn_repro")
 ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar", ".zip")
 STAMP = ".unpacked.json"  # in an unpacked archive: which one it is, and the files that could not be unpacked
 DAMAGES = (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, NotImplementedError, zlib.error)
@@ -61,11 +60,6 @@ def find_entry(folder: Path, *names: str) -> Path | None:
     return None
 
 
-def hidden(name: str) -> bool:
-    """Whether a file is one that operating systems create in folders."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-
-
 class Packed(UserError):
     """Raised for an archive that is not unpacked yet."""
 
@@ -82,8 +76,9 @@ def unpacked(
         raise Packed(
             f"cache_dir is not set: pass cache_dir=DIR, a folder that {archive} is unpacked into, or unpack it"
         )
-    place = zlib.crc32(os.fsencode(os.path.realpath(archive)))
-    folder = Path(cache_dir, "unpacked", f"{stem(archive.name)}-{place:08x}")
+    folder = Path(
+        cache_dir, "unpacked", f"{stem(archive.name)}-{zlib.crc32(os.fsencode(os.path.realpath(archive))):08x}"
+    )
     state = [archive.stat().st_size, archive.stat().st_mtime_ns]
     if (problems := _unpacked_before(state, folder)) is not None:
         return folder, problems
@@ -93,7 +88,7 @@ def unpacked(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if (problems := _unpacked_before(state, folder)) is None:
-                log.info(f"unpacking {archive} into {folder}, once")
+                logging.getLogger("snn_repro").info(f"unpacking {archive} into {folder}, once")
                 partial = folder.with_name(folder.name + ".partial")
                 shutil.rmtree(partial, ignore_errors=True)
                 problems = _unpack(archive, partial, inner, str(archive))
@@ -138,8 +133,7 @@ def _unpack(archive: Path, target: Path, inner: Callable[[str], bool], called: s
     except DAMAGES as error:
         if getattr(error, "errno", None):
             raise
-        reason = " ".join(str(error).split())
-        raise DataError(f"{called} is not a readable archive ({reason}); download it again") from None
+        raise DataError(f"{called} is not a readable archive ({brief(error)}); download it again") from None
     for path in [p for p in sorted(target.rglob("*")) if archive_suffix(p.name) and inner(p.name) and p.is_file()]:
         folder = path.with_name(stem(path.name))
         folder = folder.with_name(f"{folder.name}.unpacked") if folder.exists() else folder

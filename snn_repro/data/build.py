@@ -23,7 +23,7 @@ from snn_repro.data.cache import Cache, Settings, open_cache
 from snn_repro.data.dataset import Batches, Data, DataSet, Entry, Recorded, Split
 from snn_repro.data.events import ByteFrames, Events, cut, to_frames
 from snn_repro.data.recordings import find_recordings, read_entry
-from snn_repro.data.splits import RULES, Indices, named_split, split_parts
+from snn_repro.data.splits import Indices, named_split, split_parts
 from snn_repro.errors import DataError, UserError
 
 
@@ -69,15 +69,14 @@ def assemble(
         inputs, labels, rows = part
         if isinstance(inputs, Dataset):
             return LoaderBatches(inputs, size, indices=rows, workers=loader_processes(cfg), **options)
-        kind = "images" if inputs.ndim == 4 else "frames"
+        of_file = "but its file in data/sets/ declares"
         if tuple(inputs.shape[-3:]) != shape or (inputs.ndim == 4) != dataset.static:
-            said = f"{dataset.name} was read as {kind} {list(inputs.shape[-3:])}, but its file in data/sets/ declares"
-            raise DataError(f"{said} {list(shape)}, static={dataset.static}")
-        if len(labels) and not 0 <= np.min(labels) <= np.max(labels) < dataset.num_classes:
-            said = (
-                f"{dataset.name} was read with labels {np.min(labels)} to {np.max(labels)}, but its file in data/sets/"
-            )
-            raise DataError(f"{said} declares {dataset.num_classes} classes")
+            read = f"{'images' if inputs.ndim == 4 else 'frames'} {list(inputs.shape[-3:])}"
+            raise DataError(f"{dataset.name} was read as {read}, {of_file} {list(shape)}, static={dataset.static}")
+        low, high = (np.min(labels), np.max(labels)) if len(labels) else (0, 0)
+        if low < 0 or high >= dataset.num_classes:
+            read = f"labels {low} to {high}"
+            raise DataError(f"{dataset.name} was read with {read}, {of_file} {dataset.num_classes} classes")
         return MemoryBatches(inputs, labels, size, indices=rows, check=check, **options)
 
     of_train = batches(
@@ -112,8 +111,7 @@ class AugmentedRecordings(torch.utils.data.Dataset):
         data = read_entry(self.files[sample.file], sample.file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they were shown when the frames were prepared
-            events = dataset.decode(data, sample.file)
-        events = cut(events, sample.start, sample.stop)
+            events = cut(dataset.decode(data, sample.file), sample.start, sample.stop)
         for step in self.steps:
             events = step.apply(events, dataset.shape[1:])
         frames = to_frames(events, dataset.shape[1:], *self.settings[1:])
@@ -123,19 +121,14 @@ class AugmentedRecordings(torch.utils.data.Dataset):
 class EventSet(Recorded):
     """Recordings of an event camera, used as frames that cache.py prepares once."""
 
-    def test_mask(self, split, names, labels):
-        return RULES[split](names, labels)
-
     def split(self, cfg: Config, cache: Cache) -> tuple[Indices, Indices, Indices, Split]:
         """(training, validation, test rows of a cache, Split), drawn on the published list of recordings."""
         split, excluded = cfg.dataset.split, [*cache.excluded]
         total = self.total or len(cache.names) + len(excluded)
         there = f"{self.name}: the cache holds"
         if excluded or len(cache.names) < total:
-            said = (
-                f"{there} {len(cache.names)} of {total} recordings, so results do not compare with the whole data set"
-            )
-            warnings.warn(said, stacklevel=2)
+            lacking = f"{len(cache.names)} of {total} recordings"
+            warnings.warn(f"{there} {lacking}, so results do not compare with the whole data set", stacklevel=2)
         if split == "official":
             dropped = total - len(cache.names)
             train, test = (np.flatnonzero(cache.parts == part) for part in ("train", "test"))
@@ -193,7 +186,6 @@ class EventSet(Recorded):
         return raw.frames(self.of(cfg), cfg, self.recording(os.fspath(source)) if raw.is_path(source) else source)
 
     def build(self, cfg: Config) -> Data:
-        """The data set, read from prepared frames."""
         keep_freed_memory()  # a batch of frames has tens of MiB
         settings = self.cache_settings(cfg)
         dataset: Any = settings.dataset

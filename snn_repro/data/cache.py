@@ -16,8 +16,6 @@ While it is made, the folder is called `<name>.partial` and holds a file of fram
 at the end. So a killed run loses at most the recordings in progress.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import json

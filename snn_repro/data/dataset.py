@@ -20,7 +20,7 @@ from torch import Tensor
 
 from snn_repro.config.schema import Config
 from snn_repro.data.events import Events
-from snn_repro.errors import DataError, UserError
+from snn_repro.errors import UserError
 from snn_repro.registry import SETS
 from snn_repro.settings import Setting
 
@@ -83,8 +83,7 @@ class DataSet:
     splits: tuple[str, ...] = ("official",)  # values of dataset.split; the first is the default
     samples: tuple[int | None, int | None] = (None, None)  # (training, test) in the complete set, if known
     about: int | None = None  # approximate number of training samples, if `samples` does not say
-    draws_test = False  # whether dataset.split_seed draws the test part
-    own = False  # whether classes, sizes and statistics are found in the files; a run stores them in dataset.found
+    own = False  # users' files: classes, sizes and statistics are found in them, and stored by a run in dataset.found
     found: dict[str, Any] = {}  # what `of` found, as JSON; part of the manifest of an event cache
     nda = (5, 30.0)  # strength of augment.nda: (shift in pixels, degrees)
     folders: tuple[str, ...] = ()  # possible names of its folder in data_dir; the usual one first
@@ -106,8 +105,7 @@ class DataSet:
 
     def frame_shape(self, frame_size: int | None = None) -> tuple[int, int, int]:
         """[C, H, W] of the network's input."""
-        channels, height, width = self.shape
-        return channels, frame_size or height, frame_size or width
+        return self.shape[0], frame_size or self.shape[1], frame_size or self.shape[2]
 
     def locate(self, cfg: Config) -> list[Path]:
         """Paths of the files ([]: none needed), unread. Raises UserError or DataError if missing."""
@@ -140,15 +138,6 @@ class DataSet:
         input of raw.py. `say` is called with each change that made it fit. Raises DataError if it cannot be read.
         """
         raise UserError(f"{self.name} cannot read single raw samples: its class needs a method `sample`")
-
-    def not_found(self, data_dir: str | None) -> UserError:
-        """The error to raise if `locate` finds nothing."""
-        if not data_dir:
-            said = f"data_dir is not set: pass data_dir=DIR, the folder that holds {self.expected}"
-            return UserError(f"{said}; {self.name} is published at {self.published}")
-        return DataError(
-            f"{self.name} was not found in data_dir={data_dir}: expected {self.expected}; it is published at {self.published}"
-        )
 
 
 def register(name: str) -> Callable[[type[DataSet]], type[DataSet]]:
@@ -193,11 +182,7 @@ class Recorded(DataSet):
     inside: tuple[str, ...] = ()  # names of the folders or archives in it that hold the recordings
     depth = 2  # parts of a recording's name: class folder and file, or file only
     pattern = r".+"  # of the lower-case file names; {c} stands for the class
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """Names of the class folders in the order of their labels; () if none."""
-        return ()
+    class_names: Sequence[str] = ()  # names of the class folders in the order of their labels; () if none
 
     @property
     def label_names(self) -> Sequence[str]:
@@ -219,10 +204,6 @@ class Recorded(DataSet):
 
     def decode(self, data: bytes, name: str) -> Events:
         """Events of a file; errors call it `name`. Raises DataError (formats.FormatError)."""
-        raise NotImplementedError
-
-    def test_mask(self, split: str, names: Sequence[str], labels: Sequence[int]):
-        """Test mask bool [N] of the complete set; not called for an official split."""
         raise NotImplementedError
 
     def published_names(self) -> dict[str, int]:
@@ -255,5 +236,4 @@ class Recorded(DataSet):
     @property
     def total(self) -> int | None:
         """Samples in the complete set; None if unknown."""
-        train, test = self.samples
-        return None if train is None or test is None else train + test
+        return sum(n or 0 for n in self.samples) or None

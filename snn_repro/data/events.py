@@ -1,7 +1,5 @@
 """Event recordings, their integration into frames [T, 2, H, W], and frames kept as bytes."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import NamedTuple
 

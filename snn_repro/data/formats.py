@@ -9,8 +9,6 @@ Each takes the bytes of a file and `name`, its name in errors. A truncated file,
 error and never a shorter recording. Sizes in a file are not trusted until the bytes are present.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import struct
@@ -24,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from snn_repro.data.events import Events
-from snn_repro.errors import DataError, UserError
+from snn_repro.errors import DataError, UserError, brief
 
 _BINARY = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
@@ -259,16 +257,12 @@ def _table_file(data: bytes, name: str, suffix: str) -> Recording:
     except FormatError:
         raise
     except Exception as error:  # zipfile, numpy and h5py raise nearly anything for a damaged file
-        raise FormatError(name, None, f"it cannot be read ({_reason(error)}): it is damaged, or no {suffix}") from None
+        raise FormatError(name, None, f"it cannot be read ({brief(error)}): it is damaged, or no {suffix}") from None
 
 
 def _check_size(size: int, name: str) -> None:
     if size > LARGEST:
         raise FormatError(name, None, f"it holds {size:,} bytes, more than the limit of {LARGEST:,}; split it")
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:150] or type(error).__name__
 
 
 def _table(file: Mapping[str, Any], name: str) -> Recording:
@@ -319,7 +313,7 @@ def _by_faery(data: bytes, name: str, suffix: str) -> Recording:
         except (KeyboardInterrupt, MemoryError):
             raise
         except BaseException as error:  # its panics are not Exceptions
-            raise FormatError(name, None, f"faery cannot read it ({_reason(error)})") from None
+            raise FormatError(name, None, f"faery cannot read it ({brief(error)})") from None
     t, x, y, p = (_column(table[key], key, name) for key in "txyp")
     events = Events(t, x.astype(np.int16), y.astype(np.int16), p.astype(np.uint8))
     return events, None if (width, height) == unknown else (height, width)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from snn_repro.data import vision
 from snn_repro.data.archives import reading
-from snn_repro.errors import DataError, UserError
+from snn_repro.errors import DataError, UserError, brief
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 ORIENTATION = 0x0112  # the EXIF tag of the camera's rotation; 1 is upright
@@ -107,8 +107,9 @@ def _opened(image: str) -> Iterator[tuple[BinaryIO, Image.Image]]:
     except (MemoryError, UserError):
         raise
     except Exception as error:  # PIL raises nearly anything
-        wrong = "cannot identify image file by its content" if isinstance(error, UnidentifiedImageError) else error
-        reason = " ".join(str(wrong).split()) or type(error).__name__
+        reason = (
+            "cannot identify image file by its content" if isinstance(error, UnidentifiedImageError) else brief(error)
+        )
         raise DataError(f"{image} cannot be read as an image: {reason}; get it again or remove it") from None
 
 
@@ -142,7 +143,7 @@ def torchcodec() -> Callable:
         from torchcodec.decoders import decode_jpeg
     except (ImportError, OSError, RuntimeError) as error:
         raise UserError(
-            f"dataset.decoder=torchcodec needs torchcodec 0.16 or newer ({' '.join(str(error).split())[:150]});"
+            f"dataset.decoder=torchcodec needs torchcodec 0.16 or newer ({brief(error)});"
             " pip install torchcodec, or use dataset.decoder=pil"
         ) from None
     return decode_jpeg

@@ -59,14 +59,18 @@ class ImageSet(DataSet):
         root = Path(cfg.data_dir) if cfg.data_dir else self.installed
         if root and len(self.files) == 1 and root.name.lower() in map(str.lower, self.files[0]) and root.is_dir():
             return [root]
+        published = f"{self.name} is published at {self.published}"
         for base in [root, *filter(None, (find_entry(root, name) for name in self.folders))] if root else ():
             paths = [find_entry(base, *names) for names in self.files]
             if found := [path for path in paths if path]:
                 if None not in paths:
                     return found
-                absent = self.files[paths.index(None)][0]
-                raise DataError(f"{base} lacks {absent}; {self.name} is published at {self.published}")
-        raise self.not_found(cfg.data_dir)
+                raise DataError(f"{base} lacks {self.files[paths.index(None)][0]}; {published}")
+        if not cfg.data_dir:
+            raise UserError(
+                f"data_dir is not set: pass data_dir=DIR, the folder that holds {self.expected}; {published}"
+            )
+        raise DataError(f"{self.name} was not found in data_dir={cfg.data_dir}: expected {self.expected}; {published}")
 
     @reading()
     def published_parts(self, cfg: Config) -> tuple[Sequence, Sequence]:
@@ -131,10 +135,10 @@ class ImageSet(DataSet):
         With dataset.frame_size they are resized once (bilinear, antialiased).
         """
         plain, tested = (_resized(part.images, cfg.dataset.frame_size) for part in (train, test))
-        if not (in_pil := augment.needs_pil(cfg.augment)):
+        if not (in_pil := cfg.augment.turned_on(augment.PilAugmentation)):
             return plain, plain, tested
         if plain.dtype != np.uint8:
-            raise UserError(f"augment.{in_pil[0]} is for larger images; set it to 0 for {self.name}")
+            raise UserError(f"augment.{in_pil[0].name} is for larger images; set it to 0 for {self.name}")
         size = self.frame_shape(cfg.dataset.frame_size)[-1]
         steps = augment.sample_transform(cfg.augment, self, size, fill)
         return PilImages(plain, np.asarray(train.labels), steps), plain, tested
@@ -154,15 +158,9 @@ class ImageFiles(ImageSet):
     test_margin = 256 / 224  # short side of test images before the centre crop, relative to the crop
     as_shown = False  # whether EXIF rotation is applied and transparent parts become white
 
-    @property
-    def mode(self) -> str:
-        """PIL mode of the images."""
-        return "RGB" if self.shape[0] == 3 else "L"
-
     def reader(self, cfg: Config) -> Callable[[str, str], Any]:
         """The function that opens an image in a mode, by `dataset.decoder`."""
-        read = image_files.decode_tensor if in_tensors(cfg) else image_files.decode
-        return partial(read, shown=self.as_shown)
+        return partial(image_files.decode_tensor if in_tensors(cfg) else image_files.decode, shown=self.as_shown)
 
     def test_steps(self, cfg: Config) -> Callable[[Any], Tensor]:
         """The test transform of one image: resize and crop."""
@@ -190,7 +188,8 @@ class ImageFiles(ImageSet):
         first = augment.eval_steps(cfg.augment, size, self.test_margin)
         augmented = augment.sample_transform(cfg.augment, self, size, fill, first, tensors)
         kinds = (train, augmented), (train, self.test_steps(cfg)), (test, self.test_steps(cfg))
-        return [PilImages(p.images, np.asarray(p.labels), steps, self.mode, self.reader(cfg)) for p, steps in kinds]
+        how = raw.MODES[self.shape[0]], self.reader(cfg)
+        return [PilImages(part.images, np.asarray(part.labels), steps, *how) for part, steps in kinds]
 
 
 def in_tensors(cfg: Config) -> bool:

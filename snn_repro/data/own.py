@@ -1,7 +1,5 @@
 """Users' data: class folders, or train/, test/ (and val/) with class folders in each."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from snn_repro.config.schema import Config
-from snn_repro.data.archives import reading
 from snn_repro.data.dataset import Split
+from snn_repro.data.image_files import class_folders
 from snn_repro.data.recordings import required_folder
 from snn_repro.data.splits import split_parts
 from snn_repro.errors import DataError, UserError
@@ -34,8 +32,8 @@ def layout(data_dir: str | None, holds: str) -> dict[str, Path]:
     holds: expected content, for messages. Raises UserError without data_dir, DataError for another layout.
     """
     root = required_folder(data_dir, f"a folder of class folders with {holds}")
-    folders = folders_in(root)
-    found = {PARTS[p.name.lower()]: p for p in folders if p.name.lower() in PARTS}
+    folders = class_folders(root)
+    found = {PARTS[name.lower()]: path for name, path in folders.items() if name.lower() in PARTS}
     if not {"train", "test"} & found.keys():
         return {"": root}
     there = " and ".join(p.name for p in found.values())
@@ -44,15 +42,9 @@ def layout(data_dir: str | None, holds: str) -> dict[str, Path]:
             f"{root} holds {there}/ but no {missing.pop()}/: add it, or put all class folders into data_dir itself to"
             " have a test part drawn"
         )
-    if others := [p.name for p in folders if p not in found.values()]:
+    if others := [name for name, path in folders.items() if path not in found.values()]:
         raise DataError(f"{root} holds {others[0]}/ beside {there}: it is not a part; move it elsewhere")
     return found
-
-
-@reading()
-def folders_in(folder: Path) -> list[Path]:
-    """The visible folders in a folder, sorted."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def common_classes(root: Path, classes: Mapping[str, Iterable[str]]) -> list[str]:
@@ -66,17 +58,6 @@ def common_classes(root: Path, classes: Mapping[str, Iterable[str]]) -> list[str
         there = f"only the class {everything[0]}" if everything else "no class folders"
         raise DataError(f"{root} holds {there}: it must hold a folder for each of at least two classes")
     return everything
-
-
-def known_classes(cfg: Config, classes: Iterable[str]) -> list[str]:
-    """Classes of a trained run, in label order. Raises DataError for other class folders."""
-    known: list[str] = cfg.dataset.found["classes"]  # type: ignore[index]
-    if more := sorted({*classes} - {*known}):
-        raise DataError(
-            f"data_dir={cfg.data_dir} holds the class {more[0]}, which the run was not trained on (its classes:"
-            f" {', '.join(known)}); move that folder away, or give another data_dir"
-        )
-    return known
 
 
 def stratified(names: Sequence[str], labels: Sequence[int], share: float, seed: int) -> np.ndarray:

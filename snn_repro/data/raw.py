@@ -4,8 +4,6 @@ image      a path, a PIL image, or pixels: uint8 [H, W], [H, W, 3] or [C, H, W]
 recording  a path (of the set's own format), or `Events` (t, x, y, p), four arrays of N
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from snn_repro.config.schema import Config
 from snn_repro.data import vision
@@ -61,7 +58,7 @@ def picture(source: Any, channels: int, say: Callable[[str], None], shown: bool 
     return image
 
 
-def picture_tensor(source: Any, channels: int, say: Callable[[str], None], shown: bool) -> Tensor:
+def picture_tensor(source: Any, channels: int, say: Callable[[str], None], shown: bool) -> torch.Tensor:
     """`picture` as uint8 [C, H, W]; files are opened by `decode_tensor`."""
     checked = picture(source, channels, say, shown)
     if is_path(source):
@@ -83,7 +80,7 @@ def pixels(source: Any, shape: tuple[int, int, int], say: Callable[[str], None])
 # ------------------------------------------------------------------ recordings
 
 
-def frames(dataset: DataSet, cfg: Config, events: Any) -> Tensor:
+def frames(dataset: DataSet, cfg: Config, events: Any) -> torch.Tensor:
     """Frames float32 [T, 1, 2, H, W] of `Events`, integrated like the data set's."""
     try:
         events = Events(*events)

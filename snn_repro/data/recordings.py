@@ -1,13 +1,11 @@
 """Recordings of event sets: their files, and the samples in them."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from snn_repro.data.archives import ARCHIVES, archive_suffix, hidden, name_matches, reading, stem, unpacked
+from snn_repro.data.archives import ARCHIVES, archive_suffix, name_matches, reading, stem, unpacked
 from snn_repro.data.dataset import Entry, Recorded, Sample
 from snn_repro.errors import DataError, UserError
 
@@ -63,8 +61,9 @@ def required_folder(data_dir: str | Path | None, what: str) -> Path:
     if not data_dir:
         raise UserError(f"data_dir is not set: pass data_dir=DIR, {what}")
     if not Path(data_dir).is_dir():
-        why = "is a file" if Path(data_dir).exists() else "does not exist"
-        raise DataError(f"data_dir={data_dir} {why}: pass {what}")
+        raise DataError(
+            f"data_dir={data_dir} {'is a file' if Path(data_dir).exists() else 'does not exist'}: pass {what}"
+        )
     return Path(data_dir)
 
 
@@ -77,7 +76,7 @@ def _walk(
         return
     with reading():
         names = os.listdir(folder)
-    for name in sorted(name for name in names if not hidden(name)):
+    for name in sorted(name for name in names if name[0] != "." and name != "__MACOSX"):  # of operating systems
         path = os.path.join(folder, name)
         if not os.path.isdir(path):
             yield inner + name, path

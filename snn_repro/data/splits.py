@@ -71,7 +71,7 @@ def named_split(
     """
     everything = everything or dict(zip(names, labels, strict=True))
     complete = sorted(everything)
-    held = dict(zip(complete, dataset.test_mask(split, complete, [everything[n] for n in complete]), strict=True))
+    held = dict(zip(complete, RULES[split](complete, [everything[n] for n in complete]), strict=True))
     mask = np.array([held[n] for n in names], bool)
     train, test = np.flatnonzero(~mask), np.flatnonzero(mask)
     for part, rows in (("training", train), ("test", test)):
@@ -150,21 +150,10 @@ def take_subset(train: Indices, labels: Labels, count: int, seed: int) -> Indice
     return np.sort(np.concatenate(picks))
 
 
-def sha256_of_names(names: Sequence[str]) -> str:
-    """SHA-256 of the sorted names, UTF-8, each followed by one newline."""
-    return hashlib.sha256("".join(f"{n}\n" for n in sorted(names)).encode()).hexdigest()
-
-
 def split_parts(
-    cfg: Config,
-    train: Indices,
-    test: Indices,
-    labels: Labels,
-    test_names: Sequence[str],
-    split: str = "official",
-    dropped: int = 0,
-    people: Sequence[str] | None = None,
-) -> tuple[Indices, Indices, Split]:
+    cfg: Config, train: Indices, test: Indices, labels: Labels, test_names: Sequence[str], split: str = "official",
+    dropped: int = 0, people: Sequence[str] | None = None,
+) -> tuple[Indices, Indices, Split]:  # fmt: skip
     """Apply dataset.train_subset, then dataset.validation, to a train/test split: (train, validation, Split).
 
     `labels` is indexed by `train`, and so is `people`: the person in each sample, if whole people are held out.
@@ -186,4 +175,5 @@ def split_parts(
         f"seed={d.split_seed}": d.train_subset or d.validation,
     }
     name = ",".join([f"{d.name}/{split}", *(word for word, holds in words.items() if holds)])
-    return train, val, Split(name, sha256_of_names(test_names), len(train), len(val), len(test))
+    digest = hashlib.sha256("".join(f"{n}\n" for n in sorted(test_names)).encode()).hexdigest()
+    return train, val, Split(name, digest, len(train), len(val), len(test))

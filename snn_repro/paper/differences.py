@@ -79,10 +79,8 @@ def debug_keys(result: RunResult) -> list[str]:
 def described(group: Group) -> dict[str, Any]:
     """Flat `{key: value}` of a group: its settings, threads and processes, without unrecorded ones."""
     flat = {k: v for k, v in facts(group.first).items() if v is not None or k not in RECORDED}
-    for key in MACHINE:
-        values = sorted({run[key] for run in group.runs if run.get(key) is not None})
-        flat |= {key: " and ".join(map(str, values))} if values else {}
-    return flat
+    machine = {key: sorted({run[key] for run in group.runs if run.get(key) is not None}) for key in MACHINE}
+    return flat | {key: " and ".join(map(str, values)) for key, values in machine.items() if values}
 
 
 # ---------------------------------------------------------------- one group against another
@@ -142,6 +140,5 @@ def gain(group: Group, baseline: Group) -> Gain:
     if len(seeds) > 1:
         return Gain(test.mean, test.low, test.high, test.p, "paired t", test.n, baseline.label)
     a, b = right_or_none(theirs[0]), right_or_none(ours[0])
-    if a is None or b is None:
-        return Gain(test.mean, None, None, None, "no predictions", 1, baseline.label)
-    return Gain(test.mean, None, None, mcnemar(a, b), "McNemar", 1, baseline.label)
+    p, name = (None, "no predictions") if a is None or b is None else (mcnemar(a, b), "McNemar")
+    return Gain(test.mean, None, None, p, name, 1, baseline.label)

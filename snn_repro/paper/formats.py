@@ -53,8 +53,7 @@ def cell(value: Any) -> str:
 
 def to_markdown(table: Table) -> str:
     """The table in GitHub's Markdown; no heading if it has no title."""
-    lines = table.lines(markdown)
-    head, *rows = ("| " + " | ".join(line) + " |" for line in lines)
+    head, *rows = ("| " + " | ".join(line) + " |" for line in table.lines(markdown))
     rule = "|" + "|".join("---" if c.kind == "text" else "---:" for c in table.shown) + "|"
     notes = ["", *(f"- {markdown(note)}" for note in table.notes)] if table.notes else []
     return "\n".join([*([f"### {markdown(table.title)}", ""] if table.title else []), head, rule, *rows, *notes]) + "\n"

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from snn_repro.config import ADDED, hashed
-from snn_repro.errors import DataError, UserError
+from snn_repro.errors import DataError, UserError, brief
 from snn_repro.losses import build_loss
 from snn_repro.paper.statistics import Summary, summary
 from snn_repro.runs.folder import PREDICTIONS, RESULT, RunResult, find_results, result_files, skipped
@@ -46,9 +46,8 @@ class Group:
 
     def steps(self) -> list[float]:
         """Mean accuracy of each step's own output in percent, [T]; [] if not causal."""
-        if not all(run.get("causal", True) for run in self.runs):
-            return []
-        return [100 * fmean(step) for step in zip(*(run["acc_step"] for run in self.runs), strict=True)]
+        steps = zip(*(run["acc_step"] for run in self.runs), strict=True)
+        return [100 * fmean(step) for step in steps] if all(run.get("causal", True) for run in self.runs) else []
 
     def operations(self) -> dict[str, float | None]:
         """Mean `synops` and `macs` (thousands) and `energy` (nJ) per test sample; None if not counted."""
@@ -153,8 +152,9 @@ def right_answers(result: RunResult) -> np.ndarray | None:
     except UserError as error:
         raise DataError(f"{path} cannot be evaluated: {error}") from None
     except Exception as error:  # a foreign file can fail in any way: zip, shapes, keys
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise DataError(f"{path} is damaged ({why}); remove it, or repeat the run with force=true") from None
+        raise DataError(
+            f"{path} is damaged ({brief(error, named=True)}); remove it, or repeat the run with force=true"
+        ) from None
     if abs(right.sum() - result["correct"]) > 1e-3 * len(right) + 1 or len(right) != result["n_test"]:
         raise DataError(
             f"{path} has {right.sum()} of {len(right)} right, {RESULT} has {result['correct']} of {result['n_test']}: "

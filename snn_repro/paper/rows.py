@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from snn_repro.config import PAPER_TABLES, Config, checked, conf_files
-from snn_repro.errors import UserError
+from snn_repro.errors import UserError, brief
 
 SHARED = ("dataset", "model", "neuron", "loss")
 LISTS = ("baselines", "caveats", "unspecified")
@@ -47,13 +47,10 @@ def load_rows(path: Path = PAPER_TABLES) -> list[PaperRow]:
     try:
         return [PaperRow(**entry) for entry in yaml.load(Path(path).read_text("utf-8"), LOADER)]
     except (OSError, yaml.YAMLError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} cannot be read: {brief(error)}") from None
 
 
-@cache
-def files(group: str) -> dict[str, Path]:
-    """`{name: yaml file}` of the choices of a group."""
-    return conf_files(group)
+files = cache(conf_files)  # reads the folders once
 
 
 @cache

@@ -75,8 +75,7 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
     if sd is None:
         return Paired(mean, None, 1, None, None, None, None)
     flip = sign_flip(y - x)
-    p = float(stats.ttest_rel(y, x).pvalue) if sd > NO_SPREAD else flip
-    return Paired(mean, sd, n, low, high, p, flip)
+    return Paired(mean, sd, n, low, high, float(stats.ttest_rel(y, x).pvalue) if sd > NO_SPREAD else flip, flip)
 
 
 def equivalence(a: Sequence[float], b: Sequence[float], margin: float) -> float | None:
@@ -115,8 +114,7 @@ def sign_flip(differences: Sequence[float] | np.ndarray) -> float | None:
     if len(d) > EXACT_UP_TO:
         return None
     signs = 1 - 2 * ((np.arange(2 ** len(d))[:, None] >> np.arange(len(d))) & 1)
-    means = np.abs(signs @ d)
-    return float(np.mean(means >= abs(d.sum()) - NO_SPREAD * len(d)))
+    return float(np.mean(np.abs(signs @ d) >= abs(d.sum()) - NO_SPREAD * len(d)))
 
 
 def mcnemar(right_a: Sequence[bool] | np.ndarray, right_b: Sequence[bool] | np.ndarray) -> float:
@@ -168,9 +166,8 @@ def verdicts(
     Raises ValueError for unequal lengths or a margin that is not positive.
     """
     found = [paired(a, b) for a, b in pairs]
-    same = [equivalence(a, b, margin) for a, b in pairs]
-    adjusted = zip(found, _holm([f.p for f in found]), _holm(same), strict=True)
-    return [_verdict(f, p, q, margin, alpha, len(pairs)) for f, p, q in adjusted]
+    differ, same = _holm([f.p for f in found]), _holm([equivalence(a, b, margin) for a, b in pairs])
+    return [_verdict(*each, margin, alpha, len(pairs)) for each in zip(found, differ, same, strict=True)]
 
 
 def verdicts_against_baseline(

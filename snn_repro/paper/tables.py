@@ -74,8 +74,7 @@ def paper_table(number: int | str, rows: Iterable[PaperRow], groups: Sequence[Gr
         used += mine
         shown += [base | ours(group, groups, notes) for group in mine] or [base]
     columns = [*measured_columns([*PAPER_COLUMNS, *OUR_COLUMNS], shown), Column("note", "note")]
-    numbered = [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
-    below = [*PAPER_NOTES, *_energy(columns), *remarks(used), *numbered]
+    below = [*PAPER_NOTES, *_energy(columns), *remarks(used), *(f"[{i}] {note}" for i, note in enumerate(notes, 1))]
     return Table(TITLES[number], columns, shown, below, ("dataset", "size", "method", "network", "T"), PAPER_NOTES)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from snn_repro.config import differing
-from snn_repro.errors import UserError
+from snn_repro.errors import UserError, brief
 from snn_repro.files import replace_atomically, unguessable
 from snn_repro.neurons import initial_states, is_initial_state
 from snn_repro.optim import load_optimizer, parameter_kind
@@ -23,6 +23,7 @@ LAST, PREVIOUS, BEST = "checkpoint_last.pt", "checkpoint_previous.pt", "checkpoi
 DAMAGED = LAST + ".damaged"  # a damaged LAST is renamed, so that it never replaces a sound PREVIOUS
 PARTS = ("model", "optimizer", "schedule", "scaler", "ema")  # what has a state_dict; ema may be None
 FILES = (LAST, PREVIOUS, BEST, DAMAGED)
+AGAIN = "start again with resume=never"
 HINTS = {  # advice by kind of parameter, where its shape does not fit
     "imp": "IMP has one value per neuron and depends on the input size; use the same frame size",
     "te": "TEBN has one scale per time step and depends on T; use the same timesteps",
@@ -65,7 +66,7 @@ def load(path: Path) -> dict:
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
     except Exception as error:  # zipfile, pickle and torch raise errors of many classes
-        raise CheckpointError(f"{path} is damaged or no checkpoint: {' '.join(str(error).split())[:200]}") from None
+        raise CheckpointError(f"{path} is damaged or no checkpoint: {brief(error)}") from None
 
 
 def resume(folder: Path, config: dict, say=print, data: dict | None = None) -> dict | None:
@@ -76,26 +77,25 @@ def resume(folder: Path, config: dict, say=print, data: dict | None = None) -> d
     checkpoint has another configuration or other data (the message names the differences).
     """
     problems: list[str] = []
-    never = "start again with resume=never"
     for path in filter(Path.exists, (folder / LAST, folder / PREVIOUS)):
         try:
             content = load(path)
         except CheckpointError as error:
             problems.append(str(error))
             continue
-        weights_of(content, path, f"; move it away, or {never}")
-        elsewhere = f"use another folder (hydra.run.dir=...), or {never}"
+        weights_of(content, path, f"; move it away, or {AGAIN}")
+        elsewhere = f"use another folder (hydra.run.dir=...), or {AGAIN}"
         if changed := differing(content["config"], config):
             raise CheckpointError(f"{path} belongs to another configuration ({'; '.join(changed)}); {elsewhere}")
         if changed := changes(content.get("data"), data):
-            back = "set the data_dir and cache_dir that it started with"
-            raise CheckpointError(f"{path} was trained on other data ({'; '.join(changed)}); {back}, {elsewhere}")
+            back = f"set the data_dir and cache_dir that it started with, {elsewhere}"
+            raise CheckpointError(f"{path} was trained on other data ({'; '.join(changed)}); {back}")
         for problem in problems:
             os.replace(folder / LAST, folder / DAMAGED)
             say(f"warning: {problem}; going on from {path.name} (epoch {content['epoch']})")
         return content
     if problems:
-        raise CheckpointError(f"{'; '.join(problems)}; no sound checkpoint is left, so {never}")
+        raise CheckpointError(f"{'; '.join(problems)}; no sound checkpoint is left, so {AGAIN}")
     return None
 
 
@@ -231,9 +231,8 @@ def restore(parts: dict[str, Any], content: dict, source: Path, rank: int, size:
             set_rng_state(rngs[rank])
         return content["epoch"], int(content["step"]), dict(content["sums"])
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise CheckpointError(
-            f"{source} does not fit this run, or was changed ({why}); start again with resume=never"
+            f"{source} does not fit this run, or was changed ({brief(error, named=True)}); {AGAIN}"
         ) from error
 
 

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from torch import Tensor
 
 from snn_repro import __version__, distributed
 from snn_repro.config import Config, config_hash, differing, to_dict
@@ -39,6 +38,7 @@ from snn_repro.runs.result import RunResult, read_file, read_result
 RESULT, STATUS, METRICS = "result.json", "status.json", "metrics.jsonl"
 PREDICTIONS, CONFIG, LOCK, NEUROBENCH = "predictions.npz", "config.yaml", ".lock", "neurobench.json"
 EVALUATIONS = "eval"
+PACKAGES = ("torch", "torchvision", "spikingjelly", "timm", "tonic", "numpy", "hydra-core", "wandb")
 
 
 class RunFolder:
@@ -117,9 +117,10 @@ class RunFolder:
     def status(self, state: str, error: str | None = None, **more: Any) -> None:
         """Write status.json: running | interrupted | failed | done."""
         config = self.config
-        content = dict(state=state, error=error, config_hash=config_hash(config), name=config.name, seed=config.seed,
-                       pid=os.getpid(), time=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **more)  # fmt: skip
-        write_json(self.path / STATUS, content)
+        write_json(self.path / STATUS, dict(
+            state=state, error=error, config_hash=config_hash(config), name=config.name, seed=config.seed,
+            pid=os.getpid(), time=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **more,
+        ))  # fmt: skip
 
     def history(self, epochs: int) -> list[dict]:
         """The first `epochs` recorded epochs. Raises UserError if a line is damaged or missing."""
@@ -185,18 +186,18 @@ def in_use(folder: Path) -> bool:
 def environment(device: str) -> dict:
     """Versions, commit and machine, without host name, user or paths."""
     commit, dirty = git_state()
-    packages = ("torch", "torchvision", "spikingjelly", "timm", "tonic", "numpy", "hydra-core", "wandb")
-    installed = {p: next((d.version for d in distributions(name=p)), None) for p in packages}
     return dict(
-        snn_repro=__version__, python=platform.python_version(), packages=installed, commit=commit, dirty=dirty,
-        device=device, platform=f"{platform.system()} {platform.machine()}", cpus=os.cpu_count(), argv=sys.argv[1:],
+        snn_repro=__version__, python=platform.python_version(),
+        packages={name: next((d.version for d in distributions(name=name)), None) for name in PACKAGES},
+        commit=commit, dirty=dirty, device=device, platform=f"{platform.system()} {platform.machine()}",
+        cpus=os.cpu_count(), argv=sys.argv[1:],
     )  # fmt: skip
 
 
 # ---------------------------------------------------------------- outputs and data of a run
 
 
-def final_outputs(shares: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+def final_outputs(shares: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, Any]:
     """`label` [N] and `logits` [N, T, K] from shares (logits [T, n, K], labels [n])."""
     n = sum(len(labels) for _, labels in shares)
     logits = torch.empty(n, len(shares[0][0]), *shares[0][0].shape[2:])

@@ -7,14 +7,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from snn_repro.config import Config, choices, config_hash, to_dict
 from snn_repro.console import by_step
 from snn_repro.errors import UserError
-
-if TYPE_CHECKING:
-    from snn_repro.data.dataset import Data
 
 SCHEMA_VERSION = 1  # other versions are refused; a new key that older results may lack needs no new version
 
@@ -111,10 +108,10 @@ def selection(history: list[dict[str, Any]]) -> list[int]:
 
 
 def build_result(
-    config: Config, data: "Data", weights: int, imp: int, history: list[dict[str, Any]], conditions: dict[str, Any],
+    config: Config, data: Any, weights: int, imp: int, history: list[dict[str, Any]], conditions: dict[str, Any],
     readout: str, n_test: int,
 ) -> RunResult:  # fmt: skip
-    """The result, from metrics.jsonl, numbers of weights and IMP, and `runtime.conditions`."""
+    """The result, from the `Data`, metrics.jsonl, numbers of weights and IMP, and `runtime.conditions`."""
     last = history[-1]
     best = max(history, key=lambda line: line["acc"])
     selected = history[selection(history)[-1]] if "val_acc" in last else {}
@@ -146,17 +143,12 @@ def build_result(
 # ---------------------------------------------------------------- as text
 
 
-def percent(value: float) -> str:
-    """A fraction as a percentage: 98.67%."""
-    return f"{100 * value:.2f}%"
-
-
 def epoch_line(line: dict[str, Any], epochs: int, width: int | None = None) -> str:
     """The line printed for an epoch: whole, or what fits into `width` columns."""
     parts = dict(
         epoch=f"epoch {line['epoch']:>3}/{epochs}", loss=f"loss {line['train_loss']:.4f}",
-        train=f"train {percent(line['train_acc'])}", val=f"val {percent(line['val_acc'])}" if "val_acc" in line else "",
-        test=f"test {percent(line['acc'])}", steps="", lr=f"lr {line['lr']:{'<7' if width else ''}.2g}",
+        train=f"train {line['train_acc']:.2%}", val=f"val {line['val_acc']:.2%}" if "val_acc" in line else "",
+        test=f"test {line['acc']:.2%}", steps="", lr=f"lr {line['lr']:{'<7' if width else ''}.2g}",
         speed=f"{line['samples_per_s']:,.0f} samples/s" if line["samples_per_s"] else "",
     )  # fmt: skip
     for part in ("steps", "speed", "lr", "train", "val", "loss"):
@@ -171,7 +163,7 @@ def epoch_line(line: dict[str, Any], epochs: int, width: int | None = None) -> s
 def summary(result: RunResult) -> str:
     """The line printed for a finished run."""
     return (
-        f"test accuracy {percent(result.acc_last)} ({result.correct}/{result.n_test}, readout: {result.readout}); "
+        f"test accuracy {result.acc_last:.2%} ({result.correct}/{result.n_test}, readout: {result.readout}); "
         f"at {by_step([100 * a for a in result.acc_step], 10**6)}; {result.seconds:.0f} s"
     )
 
@@ -223,8 +215,9 @@ def read_file(path: Path) -> Iterator[RunResult | UserError]:
             yield UserError(f"{where} {problem}; repeat the run with force=true")
         else:
             result = RunResult(result)
-            folder = path.with_suffix("") / str(result.pop("run", f"line {i}")) if collected else path.parent
-            result.folder = str(folder)
+            result.folder = str(
+                path.with_suffix("") / str(result.pop("run", f"line {i}")) if collected else path.parent
+            )
             yield result
 
 

@@ -24,17 +24,8 @@ from typing import Any, NamedTuple
 from hydra.core.plugins import Plugins
 from omegaconf import read_write
 
-from snn_repro.config import (
-    Config,
-    ConfigError,
-    compose_checked,
-    config_hash,
-    given_keys,
-    idle,
-    multirun_config,
-    refuse_misplaced,
-    sweep_jobs,
-)
+from snn_repro import config as conf
+from snn_repro.config import Config, config_hash
 from snn_repro.data.sets import SETS
 from snn_repro.errors import Interrupted, UserError, handled_by
 from snn_repro.files import write_error
@@ -62,15 +53,15 @@ def plan(overrides: list[str]) -> list[Job]:
 
     Raises ConfigError for an empty sweep, a wrong key, a key without effect in any job, or a folder shared by two jobs.
     """
-    refuse_misplaced(overrides, sweep=True)
-    jobs = [Job(o, compose_checked(o, sweep=True)) for o in sweep_jobs(overrides)]
-    first, *others = (idle(job.config, job.overrides) for job in jobs)
+    conf.refuse_misplaced(overrides, sweep=True)
+    jobs = [Job(o, conf.compose_checked(o, sweep=True)) for o in conf.sweep_jobs(overrides)]
+    first, *others = (conf.idle(job.config, job.overrides) for job in jobs)
     for name in set(first).intersection(*others):
-        raise ConfigError(first[name])
+        raise conf.ConfigError(first[name])
     folder, number = Counter(job.folder for job in jobs).most_common(1)[0]
     if number > 1:
         why = "their differences change no result; run them separately, each with its own name=..."
-        raise ConfigError(f"several jobs of this sweep would share the folder {folder}: {why}")
+        raise conf.ConfigError(f"several jobs of this sweep would share the folder {folder}: {why}")
     return jobs
 
 
@@ -149,13 +140,12 @@ def _blocked(folder: Path) -> str | None:
     there = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         return None
-    number = errno.EACCES if there.is_dir() else errno.ENOTDIR
-    return in_a_sweep(str(write_error(folder, OSError(number, ""))))
+    return in_a_sweep(str(write_error(folder, OSError(errno.EACCES if there.is_dir() else errno.ENOTDIR, ""))))
 
 
 def warn_without_validation(node: Any, overrides: list[str]) -> None:
     """Warn if a search has no validation part and therefore selects on the test set."""
-    swept = "dataset.validation" in given_keys(overrides) and not isinstance(node.dataset.validation, int | float)
+    swept = "dataset.validation" in conf.given_keys(overrides) and not isinstance(node.dataset.validation, int | float)
     search = not node.hydra.sweeper._target_.endswith((".BasicSweeper", ".ListSweeper", ".FilterSweeper"))
     if search and not swept and not node.dataset.validation:
         why = "selects on the test set, because dataset.validation=0, so its best accuracy is optimistic"
@@ -189,9 +179,8 @@ def _let_workers_save(jobs: Sequence[Job]) -> None:
     """Send SIGTERM to the worker processes of the jobs, and wait until they have stopped."""
 
     def busy() -> set[int]:
-        statuses = [_read(job.folder / STATUS) for job in jobs]
-        children = {process.pid for process in multiprocessing.active_children()}
-        return {status["pid"] for status in statuses if status.get("state") == "running"} & children
+        running = {s["pid"] for s in (_read(job.folder / STATUS) for job in jobs) if s.get("state") == "running"}
+        return running & {process.pid for process in multiprocessing.active_children()}
 
     signalled: set[int] = set()
     deadline = time.monotonic() + PATIENCE
@@ -246,8 +235,8 @@ def _read(path: Path) -> dict:
 
 def report(jobs: list[Job], before: int, argv: list[str], problem: str | None = None) -> int:
     """Print how many runs are done and why others are not; returns the exit code."""
-    statuses = [(job.folder, *status(job)) for job in jobs]
-    lines = [f"  {what}: {at}{f': {in_a_sweep(why)}' * bool(why)}" for at, what, why in statuses if what != "done"]
+    left = [(job.folder, what, why) for job in jobs for what, why in [status(job)] if what != "done"]
+    lines = [f"  {what}: {folder}{f': {in_a_sweep(why)}' * bool(why)}" for folder, what, why in left]
     done = len(jobs) - len(lines)
     print(f"sweep: {done} of {len(jobs)} runs done" + f", {before} of them earlier" * bool(before), flush=True)
     if problem:
@@ -269,7 +258,7 @@ def launch(overrides: list[str], jobs: list[Job], task: Callable) -> None:
     A killed joblib worker ends the workers beside it. The interrupted jobs are then run again one at a time, so that
     the cause cannot affect the others, and given up the second time. Raises UserError if the queue refuses the jobs.
     """
-    with multirun_config(overrides) as (node, context):
+    with conf.multirun_config(overrides) as (node, context):
         kind = node.hydra.launcher._target_.rsplit(".", 1)[-1]
 
         def start(batch: list[Job]) -> None:

@@ -28,6 +28,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -189,9 +190,8 @@ def anytime_run(
     def scored(part: Batches) -> dict[str, np.ndarray]:
         found = p.outputs(part)
         logits = found["logits"]
-        means = torch.stack([logits[: t + 1].mean(0) for t in range(len(logits))])
-        scores = dict(mean=means, readout=running_scores(p.loss_fn, logits), labels=found["labels"])
-        return {name: value.numpy() for name, value in scores.items()}
+        means = torch.stack([logits[: t + 1].mean(0) for t in range(len(logits))]).numpy()
+        return dict(mean=means, readout=running_scores(p.loss_fn, logits).numpy(), labels=found["labels"].numpy())
 
     with counted_operations(p.model, p.config.timesteps) as batches:
         test = scored(p.data.test)
@@ -305,8 +305,7 @@ def probabilities(scores: Tensor) -> Tensor:
 
 def confusion_matrix(labels: Tensor, predicted: Tensor, num_classes: int) -> np.ndarray:
     """Count samples by label (row) and predicted class (column), int64 [K, K]."""
-    pairs = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
-    return pairs.reshape(num_classes, num_classes).numpy()
+    return torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).reshape(num_classes, -1).numpy()
 
 
 def by_class(confusion: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -456,10 +455,7 @@ def main() -> None:
     log.info(f"written to {file}")
 
 
-def entry() -> None:
-    """Entry point of `snn-eval`."""
-    command("snn-eval", main)
-
+entry = partial(command, "snn-eval", main)  # of the console script
 
 if __name__ == "__main__":
     entry()

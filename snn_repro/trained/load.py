@@ -3,8 +3,6 @@
 Also counts operations of a finished run, and holds what the commands on a run share.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import sys
@@ -119,9 +117,9 @@ def _exported(path: Path) -> dict[str, Any]:
 def repeated(folder: RunFolder | Follower, result: RunResult, config: Config) -> RunResult:
     """Return the result of a finished run, counting operations if requested now."""
     now = {"threads": threads(config), "processes": distributed.world().size}
-    remarks = [f"it ran with {k}={result[k]}, here {v}" for k, v in now.items() if result.get(k, v) != v]
-    text = "; ".join(filter(None, [summary(result), *remarks, folder.remark]))
-    log.info(f"{folder.path}: already done (force=true to redo): {text}")
+    other = (f"it ran with {k}={result[k]}, here {v}" for k, v in now.items() if result.get(k, v) != v)
+    remarks = "; ".join(filter(None, [summary(result), *other, folder.remark]))
+    log.info(f"{folder.path}: already done (force=true to redo): {remarks}")
     energy = bool(config.energy) and result.energy is None
     bench = config.neurobench and not (folder.path / NEUROBENCH).exists()
     if (energy or bench) and distributed.world().rank == 0:
@@ -130,8 +128,9 @@ def repeated(folder: RunFolder | Follower, result: RunResult, config: Config) ->
             model = load_run(folder.path).model.to(pick_device(config))
         except UserError as error:
             raise UserError(f"{keys} needs the run's weights: {error}; or repeat the run with force=true") from None
-        wanted = replace(config, energy=energy, neurobench=bench)
-        count_operations(folder.path, wanted, result, model, build_data(config))
+        count_operations(
+            folder.path, replace(config, energy=energy, neurobench=bench), result, model, build_data(config)
+        )
         folder.finish(result)
         log.info(f"{folder.path}: {keys}: done")
     return distributed.broadcast(result)

@@ -21,7 +21,6 @@ training        the last epoch, trained here from the checkpoint before it, give
 Outputs and weights have to be equal to the last bit, or within a bound, which is printed: another machine rounds otherwise.
 """
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -31,7 +30,8 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,11 @@ from torch import Tensor
 
 from snn_repro import train
 from snn_repro.build import build_network, loss_of
-from snn_repro.config import Config, checked, config_hash, differing, hashed, load_config, recomposed, to_dict
+from snn_repro.config import Config, checked, differing, hashed, load_config, recomposed, to_dict
+from snn_repro.config.schema import LoggerConfig
 from snn_repro.console import Parser
 from snn_repro.data import build_data
-from snn_repro.errors import UserError
+from snn_repro.errors import UserError, brief
 from snn_repro.files import replace_atomically
 from snn_repro.metrics import correct_cumulative, correct_per_step, sees_future
 from snn_repro.models import count_parameters
@@ -115,21 +116,20 @@ def verify(path: str | Path, overrides: Sequence[str] = (), training: str = "epo
         try:
             checks.append(Check(name, *find()))
         except (UserError, *DAMAGE) as error:
-            checks.append(Check(name, False, " ".join(str(error).split())[:300]))
+            checks.append(Check(name, False, brief(error)))
         return checks[-1].verdict is not False
 
     if Path(path).is_file():  # a stranger's folders are not ours
-        given = {o.partition("=")[0] for o in overrides}
-        overrides = [*overrides, *(f"{key}=null" for key in ("data_dir", "cache_dir") if key not in given)]
+        overrides = ["data_dir=null", "cache_dir=null", *overrides]
     with unpacked(Path(path)) as folder:
         try:
             run = claimed(folder)
         except UserError as error:
             return [Check("files", False, str(error))]
-        config = recomposed(to_dict(run.config), list(overrides))
-        config.logger = load_config(["logger=none"]).logger
-        config.energy, config.neurobench, config.dry_run = bool(run.result.energy), False, False
-        config.force, config.resume, config.run_dir = False, "auto", None
+        config = replace(
+            recomposed(to_dict(run.config), list(overrides)), logger=LoggerConfig(), energy=bool(run.result.energy),
+            neurobench=False, dry_run=False, force=False, resume="auto", run_dir=None,
+        )  # fmt: skip
         check("configuration", lambda: configuration(run))
         check("numbers", lambda: numbers(run))
         if check("data", lambda: data_here(run, config)):
@@ -160,7 +160,7 @@ def claimed(folder: Path) -> Claimed:
         hashes = json.loads((folder / HASHES).read_text("utf-8")) if (folder / HASHES).exists() else {}
         history = read_epochs(folder / METRICS)
     except DAMAGE as error:
-        raise UserError(f"{folder} cannot be read as a run: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{folder} cannot be read as a run: {brief(error)}") from None
     if [line["epoch"] for line in history] != list(range(1, config.recipe.epochs + 1)):
         raise UserError(f"{folder / METRICS} does not hold one line for each of the {config.recipe.epochs} epochs")
     exact = logits.dtype == torch.float32 and result.device == "cpu"
@@ -192,8 +192,7 @@ def unpacked(path: Path) -> Iterator[Path]:
                 if checkpoint.sha256(Path(temporary, name)) != hashes[name]:
                     raise UserError(f"{path}: {name} is not the file that was packed")
         except DAMAGE as error:
-            why = " ".join(str(error).split())[:200]
-            raise UserError(f"{path} is no archive of snn-verify --pack: {why}") from None
+            raise UserError(f"{path} is no archive of snn-verify --pack: {brief(error)}") from None
         yield Path(temporary)
 
 
@@ -207,13 +206,12 @@ def pack(folder: str | Path, target: str | Path | None = None) -> Path:
     if checkpoint.LAST not in run.checkpoints:
         raise UserError(f"{folder} holds no {checkpoint.LAST}: pack it where it was trained")
     path = Path(target or f"{run.config.name}-seed{run.config.seed}.zip")
-    files = [name for name in PACKED if (folder / name).is_file()]
-    hashes = {name: checkpoint.sha256(folder / name) for name in files}
-    hashes[checkpoint.LAST] = digest(run.checkpoints[checkpoint.LAST])
+    hashes = {name: checkpoint.sha256(folder / name) for name in PACKED if (folder / name).is_file()}
+    of_last = {checkpoint.LAST: digest(run.checkpoints[checkpoint.LAST])}
     with replace_atomically(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in files:
+        for name in hashes:
             archive.write(folder / name, name)
-        archive.writestr(HASHES, json.dumps(hashes, indent=1))
+        archive.writestr(HASHES, json.dumps(hashes | of_last, indent=1))
     return path
 
 
@@ -231,22 +229,11 @@ def digest(content: Mapping[str, Any]) -> str:
 
 def configuration(run: Claimed) -> tuple[bool | None, str]:
     """Whether all files have one configuration, and the overrides give it here."""
-    mine, epochs = to_dict(run.config), run.config.recipe.epochs
     others = {RESULT: run.result.config} | {name: content["config"] for name, content in run.checkpoints.items()}
-    wrong = [f"{name}: {'; '.join(d)}" for name, other in others.items() if (d := differing(mine, other))]
-    result = run.result
-    said = dict(
-        config_hash=config_hash(run.config), recipe_hash=config_hash(run.config, without=("seed",)), seed=run.config.seed,
-        name=run.config.name, dataset=run.config.dataset.name, model=run.config.model.name, loss=run.config.loss.name,
-        timesteps=run.config.timesteps, epochs=epochs, paper_row=run.config.paper_row,
-    )  # fmt: skip
-    wrong += [f"{RESULT}: {k}={result[k]}, not {v}" for k, v in said.items() if result[k] != v]
-    at = {checkpoint.LAST: epochs, checkpoint.BEST: selection(run.history)[-1] + 1}
-    wrong += [
-        f"{name} is of epoch {run.checkpoints[name]['epoch']}, not {epoch}"
-        for name, epoch in at.items()
-        if name in run.checkpoints and run.checkpoints[name]["epoch"] != epoch
-    ]
+    wrong = [f"{name}: {'; '.join(d)}" for name, other in others.items() if (d := differing(run.config, other))]
+    for name, epoch in ((checkpoint.LAST, len(run.history)), (checkpoint.BEST, selection(run.history)[-1] + 1)):
+        if name in run.checkpoints and (found := run.checkpoints[name]["epoch"]) != epoch:
+            wrong.append(f"{name} is of epoch {found}, not {epoch}")
     if wrong:
         return False, "; ".join(wrong)
     try:
@@ -256,8 +243,7 @@ def configuration(run: Claimed) -> tuple[bool | None, str]:
         return None, f"overrides.yaml cannot be read: {error}"
     if here and not typed:
         return None, "the files agree; the run was started from Python, so no command gives its configuration"
-    own = [d for d in here if not d.startswith("dataset.found")]
-    return (not own), "; ".join(own) and f"overrides.yaml gives another one here: {'; '.join(own)}" or "all files agree"
+    return not here, f"overrides.yaml gives another one here: {'; '.join(here)}" if here else "all files agree"
 
 
 def numbers(run: Claimed) -> tuple[bool | None, str]:
@@ -278,20 +264,19 @@ def numbers(run: Claimed) -> tuple[bool | None, str]:
 def data_here(run: Claimed, config: Config) -> tuple[bool | None, str]:
     """Whether the data here are those of the run."""
     changed, why = other_data(run.result, config)
-    then = {name: content.get("data") for name, content in run.checkpoints.items() if content.get("data")}
-    changed += [f"{name} was trained on other data" for name, d in then.items() if d != run.result.data]
+    then = {name: content.get("data") or run.result.data for name, content in run.checkpoints.items()}
+    changed += [f"{name} was trained on other data" for name, data in then.items() if data != run.result.data]
     return (False if changed else None if why else True), "; ".join(changed) or why or "fingerprints are equal"
 
 
 def records(run: Claimed, config: Config) -> tuple[bool | None, str]:
     """Whether result.json follows from metrics.jsonl, and the last line from predictions.npz."""
-    result, last = run.result, run.history[-1]
-    data, loss = build_data(config), loss_of(config)
+    result, data, loss = run.result, build_data(config), loss_of(config)
     model = build_network(config, data.num_classes, data.input_shape)
-    conditions = dict(result) | {"neuron_backend": result.neuron.get("backend")}
     expected = build_result(
-        config, data, *count_parameters(model), run.history, conditions, loss.readout_name, result.n_test
-    )
+        config, data, *count_parameters(model), run.history, result | {"neuron_backend": result.neuron.get("backend")},
+        loss.readout_name, result.n_test,
+    )  # fmt: skip
     expected.causal = not sees_future(model)
     wrong = unlike(expected, result, leave={"energy", *UNCHECKED})
     n = len(run.labels)
@@ -299,7 +284,7 @@ def records(run: Claimed, config: Config) -> tuple[bool | None, str]:
     right = int((loss.readout(run.logits).argmax(-1) == run.labels).sum())
     steps = [[int(c) / n for c in count(run.logits, run.labels)] for count in (correct_per_step, correct_cumulative)]
     outputs: dict[str, Any] = dict(n_test=n, acc=right / n, acc_step=steps[0], acc_cum=steps[1])
-    recorded = dict(n_test=result.n_test, **{k: last[k] for k in ("acc", "acc_step", "acc_cum")})
+    recorded = run.history[-1] | {"n_test": result.n_test}
     for key, value in outputs.items():
         if np.abs(np.subtract(value, recorded[key])).max() > (0 if run.exact else LABELS):
             wrong.append(f"{PREDICTIONS} gives {key}={value}, not {recorded[key]}")
@@ -313,8 +298,8 @@ def tested(run: Claimed, overrides: Sequence[str]) -> tuple[bool | None, str]:
     said = []
     if checkpoint.LAST in run.checkpoints:
         found = evaluate_run(load_run(run.folder), overrides)
-        labels, logits = map(torch.from_numpy, (found.labels, found.logits))
-        good, why = outputs_alike(run, labels, logits.float().transpose(0, 1))
+        logits = torch.from_numpy(found.logits).float().transpose(0, 1)
+        good, why = outputs_alike(run, torch.from_numpy(found.labels), logits)
         if not good:
             return False, f"{checkpoint.LAST}: {why}"
         said.append(f"last: {why}")
@@ -333,47 +318,39 @@ def tested(run: Claimed, overrides: Sequence[str]) -> tuple[bool | None, str]:
 
 def trained(run: Claimed, config: Config, training: str) -> tuple[bool | None, str]:
     """Whether the last epoch, or the whole run, trained here, gives the same."""
-    epochs, before = config.recipe.epochs, run.checkpoints.get(checkpoint.PREVIOUS)
-    whole = training == "whole" or epochs == 1
     if training == "none":
         return None, "left out (--quick)"
-    if not whole and before is None:
+    whole = training == "whole" or config.recipe.epochs == 1
+    start = 0 if whole else run.checkpoints.get(checkpoint.PREVIOUS, {}).get("epoch")
+    if start is None:
         return None, f"no {checkpoint.PREVIOUS} is there; --whole trains all epochs"
-    if not whole and before and before["epoch"] >= epochs:
+    if start >= config.recipe.epochs:
         return None, f"{checkpoint.PREVIOUS} is of the last epoch, where the run was stopped; --whole trains all epochs"
     with tempfile.TemporaryDirectory() as temporary:
         again = Path(temporary, "run")
-        if not whole and before:
+        if not whole:
             again.mkdir()
             shutil.copy(run.folder / checkpoint.PREVIOUS, again / checkpoint.LAST)
             shutil.copy(run.folder / CONFIG, again / CONFIG)
-            lines = (json.dumps(line) + "\n" for line in run.history[: before["epoch"]])
-            (again / METRICS).write_text("".join(lines), "utf-8")
+            (again / METRICS).write_text("".join(json.dumps(line) + "\n" for line in run.history[:start]), "utf-8")
         train.run(config, str(again))
-        new = claimed(again)
-    return same_training(run, new, 0 if whole or before is None else before["epoch"])
+        return same_training(run, claimed(again), start)
 
 
 def same_training(run: Claimed, new: Claimed, start: int) -> tuple[bool | None, str]:
     """Whether a run and its repetition agree: to the last bit, or within the bounds."""
-    weights, last, before = (
-        new.checkpoints[checkpoint.LAST],
-        *map(run.checkpoints.get, (checkpoint.LAST, checkpoint.PREVIOUS)),
-    )
+    weights, last = new.checkpoints[checkpoint.LAST], run.checkpoints.get(checkpoint.LAST)
     equal = digest(weights) == (run.hashes.get(checkpoint.LAST) if run.hashes else last and digest(last))
     if equal != torch.equal(run.logits, new.logits):
-        return (
-            False,
-            f"weights are {'' if equal else 'not '}equal to the last bit, and outputs are{' not' if equal else ''}",
-        )
+        return False, f"only {'weights' if equal else 'outputs'} are equal to the last bit"
     if equal:
         wrong = unlike(new.result, run.result, leave=OF_A_MACHINE)
         for a, b in zip(new.history[start:], run.history[start:], strict=True):
             wrong += [f"epoch {a['epoch']}: {w}" for w in unlike(a, b, leave=OF_A_MACHINE)]
         return not wrong, "; ".join(wrong[:3]) or "weights, results and outputs are equal to the last bit"
     good, why = outputs_alike(run, new.labels, new.logits)
-    if last is not None and before is not None:
-        apart, moved = (distance(weights["model"], c["model"]) for c in (last, before))
+    if last and checkpoint.PREVIOUS in run.checkpoints:
+        apart, moved = (distance(weights["model"], c["model"]) for c in (last, run.checkpoints[checkpoint.PREVIOUS]))
         good = good and apart <= WEIGHTS * moved
         why += f"; distance of weights {apart / max(moved, 1e-12):.3f} of that of one epoch (bound {WEIGHTS})"
     return good, why
@@ -410,23 +387,16 @@ def unlike(expected: Mapping[str, Any], given: Mapping[str, Any], leave: set[str
 # ---------------------------------------------------------------- the command
 
 
-def arguments() -> argparse.Namespace:
-    """Arguments of the command line."""
+def main() -> None:
+    """Run `snn-verify`."""
     parser = Parser("snn-verify", __doc__)
     parser.add_argument("run", metavar="RUN", help="folder of a finished run, or an archive of --pack")
-    parser.add_argument(
-        "words", metavar="KEY=VALUE", nargs="*", help="data_dir, cache_dir, device; with --pack the file"
-    )
+    parser.add_argument("words", metavar="KEY=VALUE", nargs="*", help="data_dir, cache_dir, device; the file of --pack")
     parser.add_argument("--pack", action="store_true", help="write an archive to be checked by others")
     parser.add_argument("--quick", action="store_true", help="train nothing")
     parser.add_argument("--whole", action="store_true", help="train all epochs")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser.parse_intermixed_args()
-
-
-def main() -> None:
-    """Run `snn-verify`."""
-    args = arguments()
+    args = parser.parse_intermixed_args()
     log.setLevel(logging.ERROR)  # training prints no lines
     if args.pack:
         print(pack(args.run, *args.words[:1]))
@@ -442,10 +412,7 @@ def main() -> None:
         raise SystemExit(1)
 
 
-def entry() -> None:
-    """Entry point of `snn-verify`."""
-    command("snn-verify", main)
-
+entry = partial(command, "snn-verify", main)  # of the console script
 
 if __name__ == "__main__":
     entry()

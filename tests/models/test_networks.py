@@ -400,11 +400,7 @@ def test_attention_fires_at_half_of_any_threshold():
         ("tcja", {}, "a layer built for timesteps=3, but its frames have 4"),
         ("vgg16", dict(shape=(3, 31, 40)), r"needs at least 32x32 pixels \(5 pools\), not 31x40"),
         ("spikformer", dict(num_heads=5), "model.num_heads=5 of spikformer must divide 32, the channels"),
-        (
-            "qkformer",
-            dict(num_heads=[3, 2, 2]),
-            "model.num_heads=3, 2, 2 of qkformer must divide 8, 16, 32, the",
-        ),
+        ("qkformer", dict(num_heads=[3, 2, 2]), "model.num_heads=3, 2, 2 of qkformer must divide 8, 16, 32, the"),
         ("maxformer", dict(num_heads=3), "model.num_heads=3 of maxformer must divide 32"),
     ],
 )

@@ -25,7 +25,7 @@ from snn_repro.neurons import build_neuron
 from snn_repro.registry import EXPORTS, NEURONS, NORMS, SETS
 from snn_repro.train import build_network, run
 from snn_repro.trained import TrainedRun, load_run
-from snn_repro.trained.export import export, graphs, help_of, names
+from snn_repro.trained.export import export, graphs
 from snn_repro.trained.export import nir as to_nir
 from snn_repro.trained.export.graphs import inputs
 
@@ -172,9 +172,9 @@ def test_onnx_of_frames(tmp_path):
     assert "Greater" in fired and "GreaterOrEqual" not in fired  # leaky fires above the threshold
 
 
-PLAIN = [f"neuron={name}" for name in NEURONS.names()]
+PLAIN = [f"neuron={name}" for name in NEURONS]
 WORDS = [
-    *PLAIN, *(f"model.norm={name}" for name in NORMS.names()), "neuron.initial=mp_init", "neuron.initial=random",
+    *PLAIN, *(f"model.norm={name}" for name in NORMS), "neuron.initial=mp_init", "neuron.initial=random",
     "neuron.initial=half", "neuron.reset=hard",
 ]  # fmt: skip
 
@@ -303,7 +303,7 @@ def test_nir_of_sums_and_pools(tmp_path):
     assert expected.std() > 0.01
 
 
-@pytest.mark.parametrize("name", NEURONS.names())
+@pytest.mark.parametrize("name", [*NEURONS])
 def test_nir_takes_a_neuron_or_names_it(name):
     with torch.no_grad():
         model = Tiny(name, (2, 8, 8), 2, imp=False).eval()
@@ -367,10 +367,10 @@ def test_a_format_from_outside(finished, tmp_path, monkeypatch):
         (folder / "classes").write_text(str(run.num_classes))
         return "read it"
 
-    assert names() == ["nir", "onnx", "safetensors", "torch_export"]
+    assert sorted(EXPORTS) == ["nir", "onnx", "safetensors", "torch_export"]
     monkeypatch.setitem(EXPORTS, "classes", write)
     monkeypatch.setitem(EXPORTS._owners, "classes", "tests")
-    assert "classes" in names() and help_of("classes") == "the number of classes"
+    assert EXPORTS["classes"].__doc__ == "the number of classes"
     folder = export(finished, "classes", output=tmp_path / "out")
     assert (folder / "classes").read_text() == "10" and "read it" in (folder / "README.md").read_text()
 

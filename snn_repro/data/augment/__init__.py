@@ -29,7 +29,7 @@ from snn_repro.settings import Setting
 
 __all__ = [
     "AUGMENTATIONS", "Augmentation", "BatchAugmentation", "BatchTransform", "GuidedAugmentation", "MovingAugmentation", "Normalize",
-    "PilAugmentation", "RecordingAugmentation", "Setting", "batch_transforms", "chosen", "eval_sample_transform", "eval_steps", "needs_pil",
+    "PilAugmentation", "RecordingAugmentation", "Setting", "batch_transforms", "chosen", "eval_sample_transform", "eval_steps",
     "register_augmentation", "sample_transform",
 ]  # fmt: skip
 
@@ -53,11 +53,6 @@ def batch_transforms(
         steps = [step for step in steps if type(step).pil_step is Augmentation.pil_step]
     early = [step for step in steps if step.order < NORMALIZE]
     return [*early, *([normalize] if normalize else []), *steps[len(early) :]]
-
-
-def needs_pil(augment: Any) -> list[str]:
-    """Keys in `augment` of active augmentations that need PIL images."""
-    return [cls.name for cls in augment.turned_on(PilAugmentation)]
 
 
 def sample_transform(

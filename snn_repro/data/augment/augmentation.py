@@ -58,11 +58,6 @@ class Augmentation:
     resizes: ClassVar[bool] = False  # crops images of any size to the network's input size
 
     @classmethod
-    def is_on(cls, values: Mapping[str, Any]) -> bool:
-        """Whether these values of its settings turn it on."""
-        return any(values[key] for key in cls.switches)
-
-    @classmethod
     def build(cls, values: Mapping[str, Any], dataset: DataSet) -> Self:
         """Create it from the values of its settings and facts of the data set."""
         return cls(**values)
@@ -228,8 +223,7 @@ def move_pixels(x: Tensor, sources: Tensor) -> Tensor:
         )
         return out
     pixels = x.flatten(-2) if int(sources.max()) < n else F.pad(x.flatten(-2), (0, 1))
-    index = sent(sources, x.device).unsqueeze(-2).expand(*x.shape[:-2], n)
-    return pixels.gather(-1, index).view(x.shape)
+    return pixels.gather(-1, sent(sources, x.device).unsqueeze(-2).expand(*x.shape[:-2], n)).view(x.shape)
 
 
 SHARE = 2**20  # values per thread

@@ -43,9 +43,7 @@ class EventDrop(RecordingAugmentation):
             kept = transforms.EventDrop(sensor_size=(width, height, 2))(structured)
         else:
             kept = self._published(structured, (width, height), self.area == "eventrpg")
-        if not len(kept):
-            return events
-        return type(events)(*(np.ascontiguousarray(kept[name]) for name in "txyp"))
+        return Events(*(np.ascontiguousarray(kept[name]) for name in "txyp")) if len(kept) else events
 
     @staticmethod
     def _published(events: np.ndarray, size: tuple[int, int], rpg: bool) -> np.ndarray:

@@ -70,8 +70,7 @@ class Mix(SoftAugmentation):
         if draw.rand() >= self.prob:
             return None
         kind, alpha = self.kinds[draw.randint(len(self.kinds))]
-        lam = draw.beta(alpha, alpha)
-        return _Mixing(other, kind, lam, draw)
+        return _Mixing(other, kind, draw.beta(alpha, alpha), draw)
 
     def partners(self, draws: _Mixing | None, rows: Tensor) -> Tensor:
         return rows[:0] if draws is None else draws.other[rows]
@@ -92,10 +91,8 @@ class Mix(SoftAugmentation):
         draw, lam = draws.box, draws.lam
         height, width = x.shape[-2:]
         (top, bottom), (left, right) = (self._range(size, math.sqrt(1 - lam), draw) for size in (height, width))
-        if self.cutmix_axes == "published" and x.ndim == 5:
-            box: tuple = (..., slice(top, bottom), slice(left, right), slice(None))
-        else:
-            box = (..., slice(top, bottom), slice(left, right))
+        published = self.cutmix_axes == "published" and x.ndim == 5
+        box: tuple = (..., slice(top, bottom), slice(left, right), *[slice(None)] * published)
         mixed = own.clone()
         mixed[box] = x[box].index_select(-4, sent(other, x.device))
         return mixed, 1 - (bottom - top) * (right - left) / (height * width)

@@ -34,16 +34,11 @@ class NDA(MovingAugmentation):
         """Operations [n], shifts [n, 2] in pixels, angles [n] in degrees."""
         operation = torch.randint(3, (n,), generator=generator)
         shifts = torch.randint(-self.shift, self.shift + 1, (n, 2), generator=generator)
-        angle = torch.rand(n, generator=generator) * (2 * self.degrees) - self.degrees
-        return operation, shifts, angle
+        return operation, shifts, torch.rand(n, generator=generator) * (2 * self.degrees) - self.degrees
 
     def sources(self, draws: tuple, rows: Tensor, size: tuple[int, int]) -> Tensor:
         places, found = torch.arange(size[0] * size[1]).view(size), []
         for operation, shifts, angle in zip(*(d[rows].tolist() for d in draws), strict=True):
-            if operation == 0:
-                found.append(places.roll(shifts, (-2, -1)).flatten())
-            else:
-                rotated = partial(vision.functional.rotate, angle=angle)
-                turn = rotated if operation == 1 else partial(sheared, degrees=angle)
-                found.append(sources_of(turn, size))
+            turn = partial(vision.functional.rotate, angle=angle) if operation == 1 else partial(sheared, degrees=angle)
+            found.append(sources_of(turn, size) if operation else places.roll(shifts, (-2, -1)).flatten())
         return torch.stack(found)

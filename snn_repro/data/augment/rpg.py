@@ -176,8 +176,7 @@ def _check_neuron(neuron: Neuron, name: str) -> None:
     v, x, nothing = torch.tensor([[0.3, -0.7], [-0.2, 1.1], [0, 0]]).to(next(neuron.parameters(), torch.empty(0)))
     # a charge may need more arguments than v and x
     with suppress(RuntimeError, ValueError, AttributeError, TypeError), torch.no_grad():
-        parts = neuron.charge(v, nothing) + neuron.charge(nothing, x)
-        added = torch.allclose(neuron.charge(v, x), parts, atol=1e-6)
+        added = torch.allclose(neuron.charge(v, x), neuron.charge(v, nothing) + neuron.charge(nothing, x), atol=1e-6)
     if not added or type(neuron).steps is not Neuron.steps or type(neuron).begin is not Neuron.begin:
         raise UserError(f"the neuron '{neuron.family}' ({name}) is not additive in its potential and its input")
 

@@ -53,9 +53,7 @@ class DVSGesture(EventSet):
 
     def listing(self, files):
         samples, problems, part_of = [], {}, {}
-        for part, trials in zip(("train", "test"), LISTS, strict=True):
-            if LISTS[0] not in files:
-                break
+        for part, trials in zip(("train", "test"), LISTS, strict=True) if LISTS[0] in files else ():
             if trials not in files:
                 raise DataError(f"{trials} is missing: it is in the DvsGesture folder or archive and holds the split")
             for file in dict.fromkeys(read_entry(files[trials], trials).decode("utf-8", "replace").split()):

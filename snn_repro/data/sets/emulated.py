@@ -10,8 +10,6 @@ A seed is one camera: it fixes the thresholds of all pixels. Noise is drawn per 
 recording). Equal arguments give equal events.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -82,8 +80,7 @@ def emulate(
     step = camera.duration / camera.steps
     buffer = np.empty((1 << 12, 3), np.int64)
     for index, image in zip(range(len(images)) if indices is None else indices, images, strict=True):
-        scene = _scene(image.astype(np.float64), camera)
-        arguments = scene, path, thresholds, step, float(camera.refractory)
+        arguments = _scene(image.astype(np.float64), camera), path, thresholds, step, float(camera.refractory)
         while (n := compiled(_simulate)(*arguments, buffer)) > len(buffer):
             buffer = np.empty((2 * n, 3), np.int64)
         rng = np.random.default_rng([seed, 1, index])
@@ -130,8 +127,7 @@ def _scene(image: np.ndarray, camera: Camera) -> np.ndarray:
 @cache
 def _enlarge(n: int, scale: float) -> np.ndarray:
     """Weights [round(n * scale), n] of bilinear enlargement with pixel centres at half-integers."""
-    size = round(n * scale)
-    at = np.clip((np.arange(size) + 0.5) / scale - 0.5, 0, n - 1)
+    at = np.clip((np.arange(round(n * scale)) + 0.5) / scale - 0.5, 0, n - 1)
     return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(n)))
 
 
@@ -188,15 +184,9 @@ _FRAMES_VERSION = 1  # raise it when the emulator or the integration changes
 
 
 def emulated_frames(
-    name: str,
-    images: np.ndarray,
-    timesteps: int,
-    seed: int,
-    by: str,
-    camera: Camera,
-    cache_dir: str | Path | None = None,
-    rows: np.ndarray | None = None,
-) -> np.ndarray:
+    name: str, images: np.ndarray, timesteps: int, seed: int, by: str, camera: Camera,
+    cache_dir: str | Path | None = None, rows: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
     """Record and integrate images: counts uint8 [N, T, 2, scene, scene]; channel 0 is darker.
 
     rows: recording numbers (default 0..N-1), so that a subset equals its part of the whole. With `cache_dir` the frames
@@ -266,7 +256,6 @@ class EmulatedSet(DataSet):
         return raw.frames(self, cfg, source)
 
     def build(self, cfg):
-        """The data set of emulated frames."""
         x, y, train, test, names = self.recorded(cfg)
         train, val, split = split_parts(cfg, train, test, y, names, split=SETS[self.images].split_id)
         used = np.arange(len(x)) if self.all_recorded else np.unique(np.concatenate([train, val, test]))

@@ -18,7 +18,8 @@ from snn_repro.data.build import EventSet
 from snn_repro.data.cache import Settings
 from snn_repro.data.dataset import Sample, register
 from snn_repro.data.formats import SUFFIXES, read_recording
-from snn_repro.data.own import SETTINGS, common_classes, folders_in, layout, own_split, parts_of
+from snn_repro.data.image_files import class_folders
+from snn_repro.data.own import SETTINGS, common_classes, layout, own_split, parts_of
 from snn_repro.data.recordings import find_recordings, read_entry
 from snn_repro.errors import DataError, UserError
 from snn_repro.settings import Setting
@@ -30,7 +31,7 @@ class EventFolder(EventSet):
 
     root: Path  # set where `of` binds the set to a folder
     label_names = ()
-    own = draws_test = True
+    own = True
     splits = ("official",)
     settings = SETTINGS | {
         "sensor": Setting((0, 0), "height and width of the sensor; [0,0]: found by prepare_data.py", "pixels", low=0)
@@ -49,7 +50,7 @@ class EventFolder(EventSet):
         classes = known.get("classes")
         if not cfg.dataset.found and (not classes or Path(cfg.data_dir or "").is_dir()):
             parts = layout(cfg.data_dir, "recordings")
-            classes = common_classes(Path(cfg.data_dir), {k: [p.name for p in folders_in(f)] for k, f in parts.items()})
+            classes = common_classes(Path(cfg.data_dir), {part: class_folders(path) for part, path in parts.items()})
         arguments = f" 'dataset.sensor=[{given[0]},{given[1]}]'" if any(given) else ""
         return self._bound(cfg.data_dir, classes, given if any(given) else known.get("sensor"), arguments)
 
@@ -104,8 +105,7 @@ class EventFolder(EventSet):
                     problems.append(error)
                 advance(n)
         if not sizes:
-            why = problems[0] if problems else "they hold no events"
-            raise DataError(f"no recording in data_dir={data_dir} can be read: {why}")
+            raise DataError(f"no recording in data_dir={data_dir} can be read: {[*problems, 'they hold no events'][0]}")
         height, width = (max(side) for side in zip(*sizes, strict=True))
         say(
             f"the sensor has {height} x {width} pixels (height x width), the most that a recording declares or reaches;"

@@ -22,7 +22,8 @@ import numpy as np
 from snn_repro.data.dataset import register
 from snn_repro.data.image_files import EXTENSIONS, class_folders, file_hashes, image_facts, images_in
 from snn_repro.data.images import ImageFiles, Images
-from snn_repro.data.own import SETTINGS, common_classes, known_classes, layout, own_split, parts_of
+from snn_repro.data.own import SETTINGS, common_classes, layout, own_split, parts_of
+from snn_repro.data.raw import MODES
 from snn_repro.errors import DataError
 
 DEFAULT_SIZE, LARGEST_NATIVE = 64, 224  # pixels
@@ -35,7 +36,7 @@ GREY = ("1", "L", "LA")
 class ImageFolder(ImageFiles):
     """Users' images in class folders."""
 
-    own = draws_test = True
+    own = True
     test_margin = 1.0
     settings = SETTINGS | ImageFiles.settings
     label_names = ()
@@ -46,8 +47,7 @@ class ImageFolder(ImageFiles):
         found, kept = copy.copy(self), cfg.dataset.found
         if not kept:
             classes, images, *_ = self.listed(cfg)
-            states = tuple((state.st_size, state.st_mtime_ns) for state in map(os.stat, images))
-            size, channels = _looked_at(tuple(images), states)
+            size, channels = _looked_at(tuple(images), tuple((s.st_size, s.st_mtime_ns) for s in map(os.stat, images)))
             kept = {"classes": classes, "size": size, "channels": channels}
         found.cfg, found.label_names, found.num_classes = cfg, tuple(kept["classes"]), len(kept["classes"])
         found.shape = kept["channels"], kept["size"], kept["size"]
@@ -69,8 +69,13 @@ class ImageFolder(ImageFiles):
         folders = layout(cfg.data_dir, f"images ({', '.join(EXTENSIONS)})")
         present = {part: class_folders(folder) for part, folder in folders.items()}
         classes = common_classes(Path(cfg.data_dir), present)
-        if cfg.dataset.found:
-            classes = known_classes(cfg, classes)
+        if cfg.dataset.found:  # in the order of the trained run
+            present_classes, classes = classes, cfg.dataset.found["classes"]
+            if more := sorted({*present_classes} - {*classes}):
+                raise DataError(
+                    f"data_dir={cfg.data_dir} holds the class {more[0]}, which the run was not trained on (its classes:"
+                    f" {', '.join(classes)}); move that folder away, or give another data_dir"
+                )
         rows = [
             ("/".join(filter(None, (part, c, name))), str(folder / name), classes.index(c), part)
             for part, those in present.items()
@@ -125,7 +130,7 @@ class ImageFolder(ImageFiles):
         count, sums = min(len(images), STATISTICS_OF), np.zeros((2, self.shape[0]), np.int64)
         read, steps = self.reader(self.cfg), self.test_steps(self.cfg)
         for i in range(count):
-            pixels = steps(read(images[i * len(images) // count], self.mode)).numpy().astype(np.int64)
+            pixels = steps(read(images[i * len(images) // count], MODES[self.shape[0]])).numpy().astype(np.int64)
             sums += pixels.sum((1, 2)), (pixels**2).sum((1, 2))
         mean, squares = sums / (count * self.shape[1] * self.shape[2])
         deviation = np.sqrt(np.maximum(squares - mean**2, 0))

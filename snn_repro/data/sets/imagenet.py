@@ -30,7 +30,7 @@ from snn_repro.data.archives import find_entry, unpacked
 from snn_repro.data.dataset import register
 from snn_repro.data.image_files import class_folders, file_hashes, images_in, inspect_images
 from snn_repro.data.images import ImageFiles, Images, warn_if_incomplete
-from snn_repro.errors import DataError, UserError
+from snn_repro.errors import DataError, UserError, brief
 from snn_repro.files import write_text
 
 FORMAT_VERSION = 2
@@ -55,7 +55,7 @@ class ImageNet1k(ImageFiles):
         "train/<class>/*.JPEG and val/<class>/*.JPEG, or ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, there or in a"
         " folder imagenet1k, imagenet100, ILSVRC2012 or Data/CLS-LOC"
     )
-    label_names: tuple[str, ...] = ()  # classes in the order of their labels; (): all that are present, sorted
+    label_names: tuple[str, ...] = ()  # (): all classes that are present, sorted
     files = (TRAIN,)
 
     def listing_file(self, cfg: Config) -> Path | None:
@@ -241,6 +241,7 @@ def _truth(source: Path) -> dict[str, str]:
         wnids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets}
         return {f"ILSVRC2012_val_{i:08d}": wnids[int(k)] for i, k in enumerate(places[numbers].read_text().split(), 1)}
     except Exception as error:  # loadmat's errors have no common base class
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
         wanted = "a table of ImageId,PredictionString" if table else f"data/{numbers} and data/{meaning}"
-        raise DataError(f"{source} cannot be read ({reason}); it must hold {wanted}; get it again") from None
+        raise DataError(
+            f"{source} cannot be read ({brief(error, named=True)}); it must hold {wanted}; get it again"
+        ) from None

@@ -20,7 +20,7 @@ import numpy as np
 from snn_repro.data.dataset import register
 from snn_repro.data.formats import FormatError
 from snn_repro.data.images import ImageSet
-from snn_repro.errors import DataError
+from snn_repro.errors import DataError, brief
 
 FINE = """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
@@ -146,8 +146,9 @@ def cifar_batch(data: bytes, name: str, key: str = "labels", classes: int = 10) 
         batch = _Unpickler(stream, encoding="bytes").load()
         batch = {k.decode() if isinstance(k, bytes) else k: value for k, value in batch.items()}
     except Exception as error:  # a damaged pickle can fail in any way that its operations can
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
-        raise FormatError(name, stream.tell(), f"it is not a complete pickle of a dictionary ({reason})") from None
+        raise FormatError(
+            name, stream.tell(), f"it is not a complete pickle of a dictionary ({brief(error)})"
+        ) from None
     images: Any = batch.get("data")
     labels: Any = batch.get(key)
     if getattr(images, "dtype", None) != np.uint8 or images.shape[1:] != (3072,) or not len(images):

@@ -53,8 +53,7 @@ def finished_runs(results: Path) -> list[Group]:
     runs = results / "runs"
     if not result_files(runs):
         raise MissingData(f"{runs} has no finished run; add some: python scripts/make_tables.py --collect runs")
-    ours = [r for r in load([runs]) if not OWN_PAGE & {*Path(r["folder"]).relative_to(runs).parts}]
-    return group_runs(ours)[0]
+    return group_runs(r for r in load([runs]) if not OWN_PAGE & {*Path(r["folder"]).relative_to(runs).parts})[0]
 
 
 # ---------------------------------------------------------------- style
@@ -80,8 +79,8 @@ def title(loss: str) -> str:
 
 def rank(loss: str) -> int:
     """Index of a loss in SERIES, which is also its order in figures."""
-    others = len(SERIES) - len(PAPERS)
-    return PAPERS.index(loss) if loss in PAPERS else len(PAPERS) + zlib.crc32(loss.encode()) % others
+    own = len(PAPERS)
+    return PAPERS.index(loss) if loss in PAPERS else own + zlib.crc32(loss.encode()) % (len(SERIES) - own)
 
 
 def line(loss: str, imp: bool | None = None) -> dict[str, Any]:
@@ -109,9 +108,7 @@ def footnote(figure: Figure, *sentences: str | None, runs: Iterable[Mapping[str,
     runs = list(runs)
     codes = [run.get("code") or {} for run in runs]
     known = {
-        "runs": {
-            str(run.get("recipe_hash") or run.get("run", ""))[: 8 if run.get("recipe_hash") else None] for run in runs
-        },
+        "runs": {run["recipe_hash"][:8] if run.get("recipe_hash") else str(run.get("run", "")) for run in runs},
         "version of the numbers": {str(code.get("numbers", "not recorded")) for code in codes},
         "commits": {code["commit"][:7] for code in codes if code.get("commit")},
     }

@@ -39,8 +39,7 @@ def draw_groups(groups: Sequence[Group]) -> Figure:
     names = [key[:2] for key in rows]
     for row, (key, members) in zip(grid, sorted(rows.items()), strict=True):
         dataset, model, steps, n_train, epochs, _ = key
-        unique = names.count((dataset, model)) == 1
-        name = f"{dataset}, {model}" if unique else f"{dataset}\n{n_train:,} × {epochs} epochs"
+        which = f", {model}" if names.count((dataset, model)) == 1 else f"\n{n_train:,} × {epochs} epochs"
         losses = sorted({g.first["loss"] for g in members}, key=lambda loss: (rank(loss), loss))
         t = np.arange(1, steps + 1)
         for axes, loss in zip(row, losses, strict=False):
@@ -57,13 +56,12 @@ def draw_groups(groups: Sequence[Group]) -> Figure:
                     style["label"] = textwrap.fill(group.label, 20)
                 shift = 0.016 * steps * (2 * i - len(mine) + 1)  # points of equal height lie side by side
                 axes.errorbar(t + shift, values.mean(0), spread, capsize=2, elinewidth=0.8, **style)
-            seeds = ", ".join(map(str, sorted({len(g.runs) for g in mine})))
-            axes.set_title(f"{title(loss)}, n = {seeds}")
+            axes.set_title(f"{title(loss)}, n = {', '.join(map(str, sorted({len(g.runs) for g in mine})))}")
             axes.set_xticks(t)
             axes.legend()
         for axes in row[len(losses) :]:
             axes.set_axis_off()
-        row[0].set_ylabel(f"{name}\naccuracy, %")
+        row[0].set_ylabel(f"{dataset}{which}\naccuracy, %")
     for axes in grid[-1]:
         axes.set_xlabel("time step t")
     what = "accuracy of the output of step t alone; mean, bars: ± 1 standard deviation over n seeds; grey: other losses of the row"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from snn_repro.config import Config, config_hash
-from snn_repro.errors import UserError
+from snn_repro.errors import UserError, brief
 from snn_repro.registry import LOGGERS, all_values, import_all
 
 LONGEST = 110  # letters of a group: W&B takes up to 128 in a name
@@ -61,12 +61,9 @@ class Loggers:
                 self._drop(name, error)
 
     def _drop(self, name: str, error: BaseException) -> None:
-        self._say(f"warning: {name} stopped logging this run ({sentence(error)}); metrics.jsonl has every epoch")
-
-
-def sentence(error: BaseException) -> str:
-    """A library's error, shortened to one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+        self._say(
+            f"warning: {name} stopped logging this run ({brief(error, named=True)}); metrics.jsonl has every epoch"
+        )
 
 
 def group_of(config: Config | dict[str, Any], folder: Path) -> str:

@@ -59,8 +59,7 @@ class Log:
             for name in ("acc_step", "acc_cum"):
                 for t, accuracy in enumerate(result[name], 1):
                     self._writer.add_scalar(f"final/{name} against time step", accuracy, t)
-            final = {f"final/{name}": result[name] for name in FINAL}
-            self._scalars(final | {"epoch": result["epochs"]})
+            self._scalars({"epoch": result["epochs"]} | {f"final/{name}": result[name] for name in FINAL})
             self._add(self._end)
         self._writer.close()
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from snn_repro.config import config_hash, to_dict
-from snn_repro.errors import UserError
+from snn_repro.errors import UserError, brief
 from snn_repro.registry import LOGGERS
-from snn_repro.runs.loggers import group_of, scalars, sentence
+from snn_repro.runs.loggers import group_of, scalars
 
 START_SECONDS = 20  # after which an unreachable online run logs offline instead (or WANDB_INIT_TIMEOUT)
 CALL_SECONDS = 120  # limit of the start and of an epoch
@@ -85,7 +85,7 @@ class Log:
         except Exception as error:
             if self.mode != "online":
                 raise
-            self._say(f"warning: W&B could not be reached ({sentence(error)}); logging offline instead")
+            self._say(f"warning: W&B could not be reached ({brief(error, named=True)}); logging offline instead")
             wandb.teardown()  # the failed start still holds the id
             self._run = wandb.init(mode="offline", **self._arguments)
         self._run.define_metric("epoch")

@@ -25,8 +25,6 @@ from snn_repro.runs.folder import METRICS, epoch_of
 from snn_repro.runs.result import RunResult
 from snn_repro.trained.load import TrainedRun, load_run
 
-__all__ = ["export", "help_of", "names"]
-
 CARD = "README.md"
 CITATION = """\
 @inproceedings{shen2024rethinking,
@@ -43,25 +41,15 @@ CHOSEN = {
 }
 
 
-def names() -> list[str]:
-    """Names of all formats, including those from other packages."""
-    return sorted(EXPORTS)
-
-
-def help_of(name: str) -> str:
-    """Return a format's help: the first line of its docstring."""
-    return (EXPORTS[name].__doc__ or "").partition("\n")[0]
-
-
 def export(path: str | Path, to: str, weights: str = "last", output: str | Path | None = None) -> Path:
-    """Export the network of a finished run in the format `to`, one of `names()`.
+    """Export the network of a finished run in the format `to`, one of EXPORTS.
 
     weights: "last" or "best", as in `load_run`. output: the new folder, RUN/export/<to> by default; it is written
     atomically and returned. Raises UserError if the run is not finished, the format cannot represent the network, or
     the folder exists or cannot be written.
     """
     if to not in EXPORTS:
-        raise UserError(f"--to {to} is not a format; choose one of: {', '.join(names())}{nearest(to, names())}")
+        raise UserError(f"--to {to} is not a format; choose one of: {', '.join(sorted(EXPORTS))}{nearest(to, EXPORTS)}")
     run = load_run(path, weights)
     if run.result is None:
         raise UserError(f"{path} is not finished: it has no result.json for the model card; repeat its command first")
@@ -76,8 +64,7 @@ def export(path: str | Path, to: str, weights: str = "last", output: str | Path 
         ):
             folder = Path(spare, "new")
             folder.mkdir()
-            use = EXPORTS[to](run, folder)
-            (folder / CARD).write_text(card(run, run.result, to, use), encoding="utf-8")
+            (folder / CARD).write_text(card(run, run.result, to, EXPORTS[to](run, folder)), encoding="utf-8")
             folder.rename(target)
     except ModuleNotFoundError as error:
         raise UserError(f"--to {to} needs {error.name}: pip install 'snn_repro[export]'") from None
@@ -100,10 +87,10 @@ def card(run: TrainedRun, result: RunResult, to: str, use: str) -> str:
         raise UserError(f"{run.path / METRICS} lacks epoch {run.epoch}, that of these weights; use --weights last")
     chosen = CHOSEN["last" if run.weights == "last" else "validation" if result.acc_valsel is not None else "test"]
     neuron = result.neuron["name"] + ("_imp" if result.neuron["imp"] else "")
-    split = f"{result.split_id} (SHA-256 of the test part's names {result.split_sha256})"
     rows = [
         ("row", result.name), ("row of the paper's tables", result.paper_row or "none"), ("seed", result.seed),
-        ("data set", result.dataset), ("split", split), ("test samples", result.n_test),
+        ("data set", result.dataset), ("test samples", result.n_test),
+        ("split", f"{result.split_id} (SHA-256 of the test part's names {result.split_sha256})"),
         ("input [C, H, W]", result.input_size), *_inputs(run), ("time steps T", result.timesteps),
         ("network", result.model), ("neuron", neuron), ("loss", result.loss), ("readout", result.readout),
         ("weights, initial potentials", f"{result.params_weights:,}, {result.params_imp:,}"),
@@ -151,11 +138,11 @@ def _metadata(result: RunResult, acc: float) -> dict[str, Any]:
     """Metadata for model hubs (https://huggingface.co/docs/hub/model-cards) with the test accuracy."""
     accuracy = {"type": "accuracy", "value": round(100 * acc, 4), "name": f"accuracy %, T={result.timesteps}"}
     dataset = {"type": result.dataset, "name": result.dataset, "split": "test", "revision": result.split_id}
-    evaluated = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": [accuracy]}
+    task = {"type": "image-classification"}
     return {
         "pipeline_tag": "image-classification",
         "tags": ["spiking-neural-network", "snn", "image-classification", result.model, result.neuron["name"]],
-        "model-index": [{"name": result.name, "results": [evaluated]}],
+        "model-index": [{"name": result.name, "results": [{"task": task, "dataset": dataset, "metrics": [accuracy]}]}],
     }
 
 

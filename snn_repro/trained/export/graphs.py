@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from snn_repro.errors import UserError
+from snn_repro.errors import UserError, brief
 from snn_repro.kernels import door
 from snn_repro.registry import EXPORTS, SETS
 from snn_repro.trained.load import TrainedRun
@@ -79,8 +78,7 @@ def tracing_errors(run: TrainedRun, tool: str) -> Iterator[None]:
         yield
     except Exception as error:
         network = f"model={run.config.model.name} with neuron={run.config.neuron.name}"
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{tool} cannot trace {network}: {why}; {ELSE}") from None
+        raise UserError(f"{tool} cannot trace {network}: {brief(error, named=True)}; {ELSE}") from None
 
 
 def unrolled(run: TrainedRun) -> torch.export.ExportedProgram:
@@ -96,13 +94,12 @@ def unrolled(run: TrainedRun) -> torch.export.ExportedProgram:
         return torch.export.export(model, (x,), dynamic_shapes=(batch,), strict=False)
 
 
-def inputs(run: TrainedRun, samples: int, seed: int = 0) -> Tensor:
+def inputs(run: TrainedRun, samples: int, seed: int = 0) -> torch.Tensor:
     """Draw random inputs: normalised images [B, C, H, W] or event counts [T, B, ...]."""
     generator = torch.Generator().manual_seed(seed)
     if SETS[run.config.dataset.name].static:
         return torch.randn(samples, *run.input_shape, generator=generator)
-    rate = torch.full((run.config.timesteps, samples, *run.input_shape), 0.3)
-    return torch.poisson(rate, generator=generator)
+    return torch.poisson(torch.full((run.config.timesteps, samples, *run.input_shape), 0.3), generator=generator)
 
 
 def comparison(run: TrainedRun, graph: Any) -> str:
