@@ -24,18 +24,17 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from snn_repro.errors import UserError
 from snn_repro.kernels.neuron import is_eager
 
-Layer = Any  # a spiking layer, see neurons/layer.py
 SMALL = 8  # inner size up to which a matrix product becomes sums, which inductor fuses with the rest
 REPEATS = 5  # timings of graphs and reference that decide what `auto` runs
 # Attributes that the steps may not read: layers that differ in them alone share graphs.
 HIDDEN = ("state_shape", "initial_state", "initial", "initial_value", "imp_init", "backend", "repays", "v_seq")
 _INTERNAL = {*vars(nn.Module()), *HIDDEN, "_memories"} - {"training"}
-_found: dict[tuple, Any] = {}  # Steps by the layer's settings, or the error
+_found: dict[tuple, Any] = {}  # _Steps by the layer's settings, or the error
 ADDMM = get_decompositions([torch.ops.aten.addmm.default])
 _compiled: dict[tuple, list[Any]] = {}  # by the graphs' code: mostly the same in training and evaluation
 
 
-def run(layer: Layer, x: Tensor, v0: Tensor | None, by_name: bool) -> tuple[Tensor, Tensor, None] | None:
+def run(layer: Any, x: Tensor, v0: Tensor | None, by_name: bool) -> tuple[Tensor, Tensor, None] | None:
     """Run the compiled steps of `layer` for x [T, B, ...]: spikes, last potential, None.
 
     Returns None where x is traced, counted or empty. Raises what tracing, compiling or comparing raised, and unless
@@ -58,7 +57,7 @@ def run(layer: Layer, x: Tensor, v0: Tensor | None, by_name: bool) -> tuple[Tens
     return *steps.outputs(x, v0, *tensors.values()), None
 
 
-def _settings(layer: Layer) -> dict[tuple[str, str], Any]:
+def _settings(layer: Any) -> dict[tuple[str, str], Any]:
     """All attributes but tensors that may enter the steps, as constants, by module and name."""
     found = {("memory", name): value for name, value in layer._memories.items() if name != "v"}
     for path, module in layer.named_modules():
@@ -67,28 +66,28 @@ def _settings(layer: Layer) -> dict[tuple[str, str], Any]:
     return {key: value if value.__hash__ and type(value) is not tuple else repr(value) for key, value in plain.items()}
 
 
-class Steps(nn.Module):
-    """The steps of a layer as functions of x, v0 and its tensors. flat: the graphs have one axis of neurons."""
+class _Steps(nn.Module):
+    """The steps of a layer as functions of x, v0 and its tensors, by `reference` and by graphs (`outputs`).
 
-    def __init__(self, layer: Layer, names: list[str], flat: bool):
+    flat: the graphs have one axis of neurons, else also one of channels. faster: than the reference, as timed.
+    """
+
+    def __init__(self, layer: Any, names: list[str], flat: bool):
         super().__init__()
         self.layer, self.names, self.flat = copy.copy(layer), [f"layer.{name}" for name in names], flat
         vars(self.layer)["_memories"] = {**layer._memories, "v": 0.0}
         for name in [k for k, value in vars(layer).items() if k in HIDDEN or isinstance(value, Tensor)]:
             del vars(self.layer)[name]
         self.graphs: list[Any] = []  # of outputs; of gradients; their device
-        self.faster = True  # than the reference, as timed
 
     def forward(self, x: Tensor, v0: Tensor | None) -> tuple[Tensor, Tensor]:
         len(x)  # makes T a constant of the graph
         return self.layer.steps(x, v0)[:2]
 
     def reference(self, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Spikes and last potential, by PyTorch."""
         return functional_call(self, dict(zip(self.names, inputs[2:], strict=True)), inputs[:2])
 
     def outputs(self, x: Tensor, v0: Tensor | None, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        """Spikes and last potential, by the graphs."""
         last = x.dim() > 3 and (not self.flat or x.stride(2) == 1)  # images are channels last: no copy
         y = x.movedim(2, -1) if last else x
         neurons = (-1,) if self.flat else (-1, y.shape[-1], *[1] * (x.dim() - 3))
@@ -100,7 +99,6 @@ class Steps(nn.Module):
         return (s.movedim(-1, 2), v.movedim(-1, 1)) if last else (s, v)
 
     def call(self, number: int, *inputs: Tensor | None) -> Any:
-        """Call a graph; at first trace both. Inductor compiles them at their first call."""
         inputs = tuple(a if a is None else a.detach() for a in inputs)
         if not self.graphs:
             self.trace(*inputs)
@@ -108,13 +106,13 @@ class Steps(nn.Module):
             return self.graphs[number](*inputs)
 
     def trace(self, *inputs: Any) -> None:
-        """Trace the graphs of x, v0 and the tensors."""
         before, s, v = _settings(self.layer), *(torch.zeros_like(a) for a in self.reference(*inputs))
         graphs = _traced(self.reference, *inputs), _traced(partial(gradients, self.reference), s, v, *inputs)
         if not before.items() <= _settings(self.layer).items():  # a tensor that is kept fails in the second graph
             raise RuntimeError("it keeps a state between calls")
         code = inputs[0].device, *(graph.code for graph in graphs)
         if code not in _compiled:
+            # inductor compiles at the first call
             _compiled[code] = [*(torch.compile(graph.forward, dynamic=True) for graph in graphs), code[0]]
         self.graphs = _compiled[code]
 
@@ -133,7 +131,7 @@ class _Compiled(torch.autograd.Function):
     """The graphs of a layer with their gradient, for x [T, N] or [T, R, C, 1, ...]."""
 
     @staticmethod
-    def forward(ctx, steps: Steps, *inputs: Tensor | None):
+    def forward(ctx, steps: _Steps, *inputs: Tensor | None):
         ctx.steps = steps
         ctx.save_for_backward(*inputs)
         ctx.set_materialize_grads(False)
@@ -168,9 +166,9 @@ def _product(a: Tensor, b: Tensor) -> Any:
     return sum(a[:, i, None] * b[i] for i in range(n)) if n <= SMALL else NotImplemented
 
 
-def _built(layer: Layer, x: Tensor, v0: Tensor | None, tensors: dict[str, Tensor], flat: bool = True):
+def _built(layer: Any, x: Tensor, v0: Tensor | None, tensors: dict[str, Tensor], flat: bool = True):
     """Trace, compile and compare, with one axis of neurons or else with a channel axis; an error where both fail."""
-    steps = Steps(layer, [*tensors], flat)
+    steps = _Steps(layer, [*tensors], flat)
     try:
         with torch.inference_mode(False), torch.random.fork_rng([x.device] if x.is_cuda else []):
             start = None if v0 is None else torch.rand_like(v0.expand(x.shape[1:]))
@@ -181,7 +179,7 @@ def _built(layer: Layer, x: Tensor, v0: Tensor | None, tensors: dict[str, Tensor
     return steps
 
 
-def _compare(steps: Steps, x: Tensor, v0: Tensor | None, *tensors: Tensor) -> bool:
+def _compare(steps: _Steps, x: Tensor, v0: Tensor | None, *tensors: Tensor) -> bool:
     """Whether graphs take at most 0.9 of the reference's time; raises unless results are equal up to rounding."""
     gs, seconds, found = torch.randn_like(x), ([], []), [[], []]
     for _ in range(REPEATS):
