@@ -81,7 +81,7 @@ def steps(layer: Any, x: Tensor, v0: Tensor | None) -> tuple[Tensor, Tensor, Ten
 
     Raises UserError where steps that were requested by name do not compile; `auto` warns once for each family.
     """
-    by_name, found = layer.backend == "compile", None
+    found, by_name = None, layer.backend == "compile"
     if compiles(layer):
         try:
             found = import_module("snn_repro.kernels.steps").run(layer, x, v0, by_name)
@@ -96,8 +96,8 @@ def steps(layer: Any, x: Tensor, v0: Tensor | None) -> tuple[Tensor, Tensor, Ten
 
 def compiles(layer: Any) -> bool:
     """Whether a layer without a kernel runs compiled steps: by name, or in a run that repays them."""
-    chosen = layer.backend == "compile" or (layer.backend == "auto" and layer.repays)
-    return chosen and layer.watch is None and not layer.store_v_seq
+    by_name = layer.backend == "compile"
+    return (by_name or (layer.backend == "auto" and layer.repays)) and layer.watch is None and not layer.store_v_seq
 
 
 def compile_if_repaid(model: nn.Module, timesteps: int, samples: int) -> str | None:
@@ -106,16 +106,14 @@ def compile_if_repaid(model: nn.Module, timesteps: int, samples: int) -> str | N
     Returns the decision as a line; None without such layers.
     """
     layers = [m for m in _spiking(model).values() if m.backend == "auto" and m.watch is None and m.law() is None]
-    if not layers:
-        return None
-    families = dict.fromkeys(layer.family for layer in layers)
-    work = samples * timesteps * sum(math.prod(layer.state_shape or ()) for layer in layers) / len(families)
-    pays = work >= REPAID and timesteps <= MOST_UNROLLED
+    families = ", ".join(dict.fromkeys(layer.family for layer in layers))
+    work = samples * timesteps * sum(math.prod(layer.state_shape or ()) for layer in layers)
+    pays = work >= REPAID * (families.count(",") + 1) and timesteps <= MOST_UNROLLED
     for layer in layers:
         layer.repays = pays
-    how = "compiles the steps of {} by torch.compile" if pays else "runs the steps of {} by PyTorch"
-    why = f"{work:.0e} neuron-steps of each and T={timesteps}; {REPAID:.0e} with T <= {MOST_UNROLLED} repay compiling"
-    return f"kernels=auto {how.format(', '.join(families))} ({why})"
+    how = f"compiles the steps of {families}" if pays else f"runs the steps of {families} by PyTorch"
+    why = f"{work:.0e} neuron-steps, T={timesteps}; {REPAID:.0e} for each family with T <= {MOST_UNROLLED} repay it"
+    return f"kernels=auto {how} ({why})" if layers else None
 
 
 def _by_spikingjelly(x: Tensor, v0: Tensor | None, law: Law, store_v_seq: bool) -> tuple[Tensor, Tensor, Tensor | None]:

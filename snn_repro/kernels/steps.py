@@ -31,7 +31,7 @@ HIDDEN = ("state_shape", "initial_state", "initial", "initial_value", "imp_init"
 _INTERNAL = {*vars(nn.Module()), *HIDDEN, "_memories"} - {"training"}
 _found: dict[tuple, Any] = {}  # _Steps by the layer's settings, or the error
 ADDMM = get_decompositions([torch.ops.aten.addmm.default])
-_compiled: dict[tuple, list[Any]] = {}  # by the graphs' code: mostly the same in training and evaluation
+_compiled: dict[tuple, tuple] = {}  # by the graphs' code: mostly the same in training and evaluation
 
 
 def run(layer: Any, x: Tensor, v0: Tensor | None, by_name: bool) -> tuple[Tensor, Tensor, None] | None:
@@ -44,10 +44,12 @@ def run(layer: Any, x: Tensor, v0: Tensor | None, by_name: bool) -> tuple[Tensor
         return None
     named = [*layer.named_parameters(), *layer.named_buffers()]
     tensors = {name: a for name, a in named if name not in ("imp", "running_v")}  # without the initial state
-    shape = len(x), *(n == 1 for n in x.shape)  # sizes of 1 are constants of a graph
-    kinds = tuple((name, a.shape, a.dtype) for name, a in tensors.items())
-    key = type(layer), shape, x.dtype, x.device, v0 is None, kinds, torch.is_autocast_enabled(x.device.type)
-    if (key := (*key, *_settings(layer).items())) not in _found:
+    key = (
+        type(layer), len(x), x.dtype, x.device, v0 is None, torch.is_autocast_enabled(x.device.type),
+        *(n == 1 for n in x.shape),  # sizes of 1 are constants of a graph
+        *((name, a.shape, a.dtype) for name, a in tensors.items()), *_settings(layer).items(),
+    )  # fmt: skip
+    if key not in _found:
         _found[key] = _built(layer, x, v0, tensors)
     steps = _found[key]
     if isinstance(steps, Exception):
@@ -78,7 +80,7 @@ class _Steps(nn.Module):
         vars(self.layer)["_memories"] = {**layer._memories, "v": 0.0}
         for name in [k for k, value in vars(layer).items() if k in HIDDEN or isinstance(value, Tensor)]:
             del vars(self.layer)[name]
-        self.graphs: list[Any] = []  # of outputs; of gradients; their device
+        self.graphs: Any = None  # of outputs; of gradients; their device
 
     def forward(self, x: Tensor, v0: Tensor | None) -> tuple[Tensor, Tensor]:
         len(x)  # makes T a constant of the graph
@@ -98,23 +100,21 @@ class _Steps(nn.Module):
         s, v = s.reshape(y.shape), v.reshape(y.shape[1:])
         return (s.movedim(-1, 2), v.movedim(-1, 1)) if last else (s, v)
 
-    def call(self, number: int, *inputs: Tensor | None) -> Any:
+    def call(self, number: int, *inputs: Any) -> Any:
         inputs = tuple(a if a is None else a.detach() for a in inputs)
-        if not self.graphs:
-            self.trace(*inputs)
+        self.graphs = self.graphs or self.traced(*inputs)
         with torch.autocast(self.graphs[2].type, enabled=False):
             return self.graphs[number](*inputs)
 
-    def trace(self, *inputs: Any) -> None:
+    def traced(self, *inputs: Any) -> tuple[Any, Any, torch.device]:
         before, s, v = _settings(self.layer), *(torch.zeros_like(a) for a in self.reference(*inputs))
         graphs = _traced(self.reference, *inputs), _traced(partial(gradients, self.reference), s, v, *inputs)
         if not before.items() <= _settings(self.layer).items():  # a tensor that is kept fails in the second graph
             raise RuntimeError("it keeps a state between calls")
         code = inputs[0].device, *(graph.code for graph in graphs)
-        if code not in _compiled:
-            # inductor compiles at the first call
-            _compiled[code] = [*(torch.compile(graph.forward, dynamic=True) for graph in graphs), code[0]]
-        self.graphs = _compiled[code]
+        if code not in _compiled:  # inductor compiles at the first call
+            _compiled[code] = *(torch.compile(graph.forward, dynamic=True) for graph in graphs), code[0]
+        return _compiled[code]
 
 
 def gradients(outputs, gs: Tensor, gv: Tensor | None, *inputs: Tensor | None) -> list[Tensor | None]:
@@ -152,12 +152,15 @@ def _traced(function, *inputs: Any) -> torch.fx.GraphModule:
     """The operations of `function` as a graph for all sizes; raises where replaying them is not the same."""
     with torch.no_grad(), _config.patch(use_duck_shape=False):  # equal sizes are equal by chance
         graph = make_fx(function, {**ADDMM, torch.ops.aten.mm.default: _product}, "symbolic")(*inputs)
-    for node in graph.graph.nodes:
-        mutable = getattr(getattr(node.target, "_schema", None), "is_mutable", False)
-        changes = mutable and getattr(node.args[0], "op", "") == "placeholder"
-        if changes or node.op == "get_attr" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            raise RuntimeError(f"it is random, changes an input or makes a tensor of constants: {node.target}")
+    if bad := [node for node in graph.graph.nodes if _is_bad(node)]:
+        raise RuntimeError(f"it is random, changes an input or makes a tensor of constants: {bad[0].target}")
     return graph
+
+
+def _is_bad(node: torch.fx.Node) -> bool:
+    mutable = getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+    changes = mutable and getattr(node.args[0], "op", "") == "placeholder"
+    return changes or node.op == "get_attr" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _product(a: Tensor, b: Tensor) -> Any:
