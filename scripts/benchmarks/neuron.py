@@ -348,11 +348,12 @@ def _every_neuron(shape: tuple[int, ...], rounds: int, names: Sequence[str]) -> 
         x, grad = torch.randn(shape).requires_grad_(), torch.randn(shape)
         reference = build_neuron(name, timesteps=shape[0], state_shape=shape[2:], backend="torch")
         theirs = _their_node(name, shape[0], shape[2])
-        backends = {"compile": HAS_COMPILER, "cpu": reference.law() is not None}
+        backends = {"compile": "compile"} if HAS_COMPILER else {}
+        backends |= {"kernel": "cpu"} if reference.law() else {}
         layers = {"reference": reference, "spikingjelly": theirs} if theirs else {"reference": reference}
-        for backend in (word for word, there in backends.items() if there):
-            layers[backend] = copy.deepcopy(reference)
-            layers[backend].backend = backend
+        for case, backend in backends.items():
+            layers[case] = copy.deepcopy(reference)
+            layers[case].backend = backend
         cases = {}
         for case, layer in layers.items():
             learned = [] if case == "spikingjelly" else [p for p in layer.parameters() if p.requires_grad]
@@ -362,8 +363,8 @@ def _every_neuron(shape: tuple[int, ...], rounds: int, names: Sequence[str]) -> 
             cases["compile"]()
         ready = time.perf_counter() - start
         took = {case: seconds(row) for case, row in timings(cases, rounds).items()}
-        rows[name] = {f"{case}_seconds": took.get(case) for case in ("reference", "compile", "cpu", "spikingjelly")}
-        for case in ("compile", "cpu", "spikingjelly"):
+        rows[name] = {f"{case}_seconds": took.get(case) for case in ("reference", "compile", "kernel", "spikingjelly")}
+        for case in ("compile", "kernel", "spikingjelly"):
             rows[name][f"reference / {case}"] = took["reference"] / took[case] if case in took else None
         rows[name] |= {"again / reference (A/A)": took["reference again"] / took["reference"], "s to compile": ready}
         if HAS_COMPILER:
