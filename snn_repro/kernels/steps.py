@@ -107,8 +107,8 @@ class _Steps(nn.Module):
             return self.graphs[number](*inputs)
 
     def traced(self, *inputs: Any) -> tuple[Any, Any, torch.device]:
-        before, s, v = _settings(self.layer), *(torch.zeros_like(a) for a in self.reference(*inputs))
-        graphs = _traced(self.reference, *inputs), _traced(partial(gradients, self.reference), s, v, *inputs)
+        before, s = _settings(self.layer), torch.zeros_like(inputs[0])
+        graphs = _traced(self.reference, *inputs), _traced(partial(gradients, self.reference), s, None, *inputs)
         if not before.items() <= _settings(self.layer).items():  # a tensor that is kept fails in the second graph
             raise RuntimeError("it keeps a state between calls")
         code = inputs[0].device, *(graph.code for graph in graphs)
@@ -143,9 +143,9 @@ class _Compiled(torch.autograd.Function):
             raise UserError("The compiled spiking layer has no second derivative; use kernels=off or backend=torch.")
         x, *others = ctx.saved_tensors
         gs = torch.zeros_like(x) if gs is None else gs.contiguous()
-        if gv is None:  # the last potential rarely has a gradient
-            gv = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32)).expand(x.shape[1:])
-        return None, *ctx.steps.call(1, gs, gv, x, *others)
+        if gv is not None:  # a gradient of the last potential is rare
+            return None, *gradients(ctx.steps.reference, gs, gv, x, *others)
+        return None, *ctx.steps.call(1, gs, None, x, *others)
 
 
 def _traced(function, *inputs: Any) -> torch.fx.GraphModule:
