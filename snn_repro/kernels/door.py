@@ -95,15 +95,15 @@ def steps(layer: Any, x: Tensor, v0: Tensor | None) -> tuple[Tensor, Tensor, Ten
 
 
 def compiles(layer: Any) -> bool:
-    """Whether a layer without a kernel runs compiled steps: by name, or in a run that repays them."""
+    """Whether a layer runs compiled steps: by name, or in a long run."""
     by_name = layer.backend == "compile"
     return (by_name or (layer.backend == "auto" and layer.repays)) and layer.watch is None and not layer.store_v_seq
 
 
 def compile_if_repaid(model: nn.Module, timesteps: int, samples: int) -> str | None:
-    """Let `auto` compile the steps of layers without a kernel if a run of `samples` training samples repays it.
+    """Let `auto` compile steps without a kernel in a run that repays it.
 
-    Returns the decision as a line; None without such layers.
+    samples: training samples of all epochs. Returns the decision as a line; None if all layers have a kernel.
     """
     layers = [m for m in _spiking(model).values() if m.backend == "auto" and m.watch is None and m.law() is None]
     families = ", ".join(dict.fromkeys(layer.family for layer in layers))
