@@ -14,6 +14,7 @@ from snn_repro import distributed
 from snn_repro.config import Config, ConfigError
 from snn_repro.data.batches import keep_freed_memory
 from snn_repro.kernels import KERNELS, neuron
+from snn_repro.kernels.door import compile_if_repaid as compile_if_repaid
 from snn_repro.kernels.door import prepare
 from snn_repro.models.norms import synchronise
 from snn_repro.neurons import initial_states

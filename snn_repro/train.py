@@ -185,6 +185,9 @@ def built(
     loss_fn.watch(model)
     steps = min(len(train_part), config.debug.max_steps or len(train_part))
     amp, code = Precision(config, device), code_version()
+    samples = steps * config.recipe.batch_size * config.recipe.epochs
+    if compiled := runtime.compile_if_repaid(model, config.timesteps, samples):
+        log.info(compiled)
     state = Training(
         folder, config, model, loss_fn, optimizer, build_schedule(optimizer, config.recipe, steps), amp,
         Averaged(model, config.recipe.ema_decay) if config.recipe.ema_decay else None, device, stop, steps, data_hashes,

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 TITLES = {  # a part of the title of every table
     "data": ["Frame integration", "Raw recordings to cached frames", "AEDAT 3.1", "Serving", "CIFAR", "Training batches", "Peak memory"],
     "dry_run": ["First epoch"],
-    "neuron": ["neuron-steps", "As a library call", "A batch norm and the layer", "with IMP and without"],
+    "neuron": ["neuron-steps", "As a library call", "Every neuron", "A batch norm and the layer", "with IMP and without"],
     "startup": ["Commands"],
     "step": [": training", ": evaluation", "memory of a training step", "density of each", "Firing rates"],
 }  # fmt: skip

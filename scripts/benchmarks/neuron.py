@@ -4,20 +4,25 @@ One IF layer (soft reset, ATan, float32). Floor: the time to move 20 bytes per n
 and the gradient, write one) at the speed of the faster copy in the same run. "As a library call" is the same layer with
 the default allocator and threads of a process, as in a user's own program.
 
+"Every neuron" is each family with its published settings on one thread, as a library call: PyTorch's reference, the
+steps compiled (kernels=compile), our kernel where there is one, and spikingjelly's node of that name where it has one.
+
 device=cuda measures the same on a GPU, in float32 and float16, with each of spikingjelly's implementations there and a
 ReLU on the same tensor. The first call verifies our kernels on that GPU, which takes a minute or two.
 """
 
+import copy
 import gc
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 
 import torch
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
-from spikingjelly.activation_based import neuron, surrogate
+from spikingjelly.activation_based import functional, neuron, surrogate
 
 from benchmarks._harness import (
     CPU,
@@ -38,13 +43,14 @@ from snn_repro.data.batches import keep_freed_memory
 from snn_repro.kernels import neuron as fused
 from snn_repro.models.blocks import Block
 from snn_repro.models.norms import BN
-from snn_repro.neurons import build_neuron
+from snn_repro.neurons import NEURONS, build_neuron
 
 # [T, B, C, H, W]
 SHAPES = [(4, 32, 64, 32, 32), (10, 16, 128, 24, 24), (4, 32, 512, 4, 4), (8, 16, 64, 32, 32), (16, 8, 64, 32, 32)]
 NORMED_SHAPES = [(4, 8, 64, 32, 32), (4, 32, 64, 32, 32), (4, 8, 256, 8, 8), (4, 32, 512, 4, 4), (10, 2, 128, 48, 48)]
 IMP_SHAPES = [(t, 16, *size) for t in (4, 8, 16) for size in ((512, 4, 4), (256, 8, 8), (64, 32, 32))]
 GPU_SHAPES = [(4, 192, 64, 56, 56), (4, 256, 64, 32, 32), (10, 32, 128, 24, 24)]  # whole batches of the paper's rows
+FAMILY_SHAPE = (4, 8, 64, 16, 16)
 TOY = [(2, 2, 4, 8, 8)]
 REFERENCE = "ours, backend=torch (the reference)"
 
@@ -55,6 +61,7 @@ def measure(rounds: int = 25, quick: bool = False, device: str = "cpu") -> Repor
     if device != "cpu":
         return on_gpu(place(device), rounds, quick, absent)
     library = [_as_library(shape, rounds) for shape in (TOY if quick else SHAPES)]
+    library.append(families(*((TOY[0], rounds, ("if",)) if quick else (FAMILY_SHAPE, rounds))))
     keep_freed_memory()
     fused.fresh = False  # as in a run
     layers = _layers(absent, quick)
@@ -323,6 +330,67 @@ def _library_call(shape: tuple[int, ...], rounds: int) -> tuple[dict[str, dict],
     for row in rows.values():
         row["wall_over_first"] = row["wall_seconds"] / rows["ours"]["wall_seconds"]
     return rows, torch.get_num_threads()
+
+
+def families(shape: tuple[int, ...], rounds: int, names: Sequence[str] = tuple(NEURONS)) -> Table:
+    """Every neuron in a fresh process: reference, compiled, kernel, spikingjelly."""
+    rows = in_own_process(_every_neuron, shape, rounds, names)
+    note = "Goal: compiled at least 3x as fast as the reference. Cases of a row are interleaved."
+    if not HAS_COMPILER:
+        note += " Not compiled: there is no C++ compiler on this machine."
+    return Table(f"Every neuron, one thread: [T, B, C, H, W] = {list(shape)}", rows, note)
+
+
+def _every_neuron(shape: tuple[int, ...], rounds: int, names: Sequence[str]) -> dict[str, dict]:
+    rows: dict[str, dict] = {}
+    for name in names:
+        torch.manual_seed(0)
+        x, grad = torch.randn(shape).requires_grad_(), torch.randn(shape)
+        reference = build_neuron(name, timesteps=shape[0], state_shape=shape[2:], backend="torch")
+        theirs = _their_node(name, shape[0], shape[2])
+        backends = {"compile": "compile"} if HAS_COMPILER else {}
+        backends |= {"kernel": "cpu"} if reference.law() else {}
+        layers = {"reference": reference, "spikingjelly": theirs} if theirs else {"reference": reference}
+        for case, backend in backends.items():
+            layers[case] = copy.deepcopy(reference)
+            layers[case].backend = backend
+        cases = {}
+        for case, layer in layers.items():
+            learned = [] if case == "spikingjelly" else [p for p in layer.parameters() if p.requires_grad]
+            cases[case] = both_passes(layer, x, grad, *learned)
+        start = time.perf_counter()
+        if HAS_COMPILER:
+            cases["compile"]()
+        ready = time.perf_counter() - start
+        took = {case: seconds(row) for case, row in timings(cases, rounds).items()}
+        rows[name] = {f"{case}_seconds": took.get(case) for case in ("reference", "compile", "kernel", "spikingjelly")}
+        for case in ("compile", "kernel", "spikingjelly"):
+            rows[name][f"reference / {case}"] = took["reference"] / took[case] if case in took else None
+        rows[name] |= {"again / reference (A/A)": took["reference again"] / took["reference"], "s to compile": ready}
+        if HAS_COMPILER:
+            rows[name]["equal_spikes"] = (layers["compile"](x) == reference(x)).float().mean().item()
+    return rows
+
+
+def _their_node(name: str, timesteps: int, channels: int) -> Callable | None:
+    nodes = {
+        "if": "IFNode", "lif": "LIFNode", "plif": "ParametricLIFNode", "klif": "KLIFNode", "glif": "GatedLIFNode",
+        "ilif": "ILIFNode", "psn": "PSN", "masked_psn": "MaskedPSN", "sliding_psn": "SlidingPSN",
+    }  # fmt: skip
+    own = {
+        "glif": dict(T=timesteps, inplane=channels), "psn": dict(T=timesteps), "masked_psn": dict(k=4, T=timesteps),
+        "sliding_psn": dict(k=4),
+    }  # fmt: skip
+    node = getattr(neuron, nodes.get(name, ""), None)
+    if node is None:
+        return None
+    layer = node(**own.get(name, {}), **({} if name == "psn" else {"step_mode": "m"}))
+
+    def call(x):
+        functional.reset_net(layer)
+        return layer(x)
+
+    return call
 
 
 def _norm_and_layer(shape: tuple[int, ...], rounds: int, quick: bool, on: Place = CPU) -> Table:

@@ -229,7 +229,9 @@ class Config:
     dry_run: bool = key(False, "estimate time, memory and operations by layer; no training")
     energy: bool | None = key(None, "count synaptic operations and energy; null: if that costs under 2 %")
     neurobench: bool = key(False, "write neurobench.json: NeuroBench metrics of the test set")
-    kernels: str = key("auto", "backend; results equal up to rounding; off: PyTorch", choices=tuple(KERNELS))
+    kernels: str = key(
+        "auto", "backend; results equal up to rounding; off: PyTorch; compile: torch.compile", choices=tuple(KERNELS)
+    )
     compile: bool | str = key(
         False, "torch.compile the network; reduce-overhead: CUDA graphs; a CPU needs a C++ compiler",
         choices=(False, True, "default", "reduce-overhead"),

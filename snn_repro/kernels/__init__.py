@@ -4,7 +4,8 @@
     cpu           compiled loops (numba): float32 and bfloat16; with a fused norm float32 only
     triton        CUDA: float32, bfloat16 and float16; can fuse the norm before the layer and the shortcut after it
     spikingjelly  spikingjelly's multi-step functions, where equivalent
-    auto          cpu or triton where they apply, else torch
+    compile       every neuron: its reference as graphs for torch.compile; needs a C++ compiler, on CUDA Triton
+    auto          cpu or triton where they apply; else compile in a run long enough to repay it; else torch
 
 All give the spikes that torch gives on a CPU for the same input; gradients and potentials agree up to rounding. There
 are two exceptions. On CUDA torch multiplies by 1 / tau, so there a LIF neuron may fire differently unless tau is a
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
-BACKENDS = ("auto", "torch", "cpu", "triton", "spikingjelly")  # of a spiking layer
+BACKENDS = ("auto", "torch", "cpu", "triton", "spikingjelly", "compile")  # of a spiking layer
 CONV_BACKENDS = ("auto", "dense", "sparse")  # of a convolution
 CHARGES = ("if", "lif", "leaky")  # v + x; v + (x - v) / leak; leak * v + x
 SLOPES = ("atan", "sigmoid", "triangle")  # surrogate derivatives
@@ -31,6 +32,7 @@ KERNELS = {
     "off": ("torch", "torch"),
     "triton": ("triton", "auto"),
     "spikingjelly": ("spikingjelly", "auto"),
+    "compile": ("compile", "auto"),
     "dense": ("auto", "dense"),
     "sparse": ("auto", "sparse"),
 }

@@ -5,10 +5,12 @@ and uses PyTorch where numba cannot be imported or cannot compile (forward or ba
 older than 3.3, and where its kernels fail their check on this GPU (`selfcheck.py`).
 """
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +23,8 @@ from snn_repro.kernels.compiled import broken, ready
 from snn_repro.kernels.conv import Conv2d
 
 MOST_STEPS = 64  # T of the Triton kernels, whose potentials stay in registers
+MOST_UNROLLED = 32  # T of compiled steps in `auto`: graphs, and the time to compile them, grow with T
+REPAID = 5e9  # neuron-steps, both passes, in which compiled steps save what compiling took (docs/performance.md)
 CPU_TYPES = (torch.float32, torch.bfloat16)
 TRITON_TYPES = (*CPU_TYPES, torch.float16)
 
@@ -45,7 +49,7 @@ def choose(backend: str, law: Law | None, x: Tensor, norm: Affine | None = None,
     """
     steps = timesteps or x.shape[0]
     chosen = _chosen(backend, law, x.dtype, steps, x.device)
-    if chosen == "torch" or law is None:
+    if chosen in ("torch", "compile") or law is None:
         return TORCH
     if norm is not None and not _takes_norm(chosen, x, norm, steps):
         norm = None
@@ -70,6 +74,46 @@ def run(
     if plan.backend == "spikingjelly":
         return _by_spikingjelly(x, v0, plan.law, store_v_seq)
     return *neuron.update(x, v0, plan.law, plan.backend, plan.norm, plan.timesteps, plus), None
+
+
+def steps(layer: Any, x: Tensor, v0: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run a layer without a kernel: compiled steps where `compiles`, else the reference.
+
+    Raises UserError where steps that were requested by name do not compile; `auto` warns once for each family.
+    """
+    found, by_name = None, layer.backend == "compile"
+    if compiles(layer):
+        try:
+            found = import_module("snn_repro.kernels.steps").run(layer, x, v0, by_name)
+        except Exception as error:  # of tracing, torch.compile or a C++ compiler
+            reason = f"the steps of '{layer.family}' are not compiled ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            if by_name:
+                raise UserError(f"kernels=compile: {reason}; use kernels=auto") from error
+            _warn_once(f"{reason}; using PyTorch: same results, slower")
+            layer.repays = False
+    return layer.steps(x, v0) if found is None else found
+
+
+def compiles(layer: Any) -> bool:
+    """Whether a layer runs compiled steps: by name, or in a long run."""
+    by_name = layer.backend == "compile"
+    return (by_name or (layer.backend == "auto" and layer.repays)) and layer.watch is None and not layer.store_v_seq
+
+
+def compile_if_repaid(model: nn.Module, timesteps: int, samples: int) -> str | None:
+    """Let `auto` compile steps without a kernel in a run that repays it.
+
+    samples: training samples of all epochs. Returns the decision as a line; None if all layers have a kernel.
+    """
+    layers = [m for m in _spiking(model).values() if m.backend == "auto" and m.watch is None and m.law() is None]
+    families = ", ".join(dict.fromkeys(layer.family for layer in layers))
+    work = samples * timesteps * sum(math.prod(layer.state_shape or ()) for layer in layers)
+    pays = work >= REPAID * (families.count(",") + 1) and timesteps <= MOST_UNROLLED
+    for layer in layers:
+        layer.repays = pays
+    how = f"compiles the steps of {families}" if pays else f"runs the steps of {families} by PyTorch"
+    why = f"{work:.0e} neuron-steps, T={timesteps}; {REPAID:.0e} for each family with T <= {MOST_UNROLLED} repay it"
+    return f"kernels=auto {how} ({why})" if layers else None
 
 
 def _by_spikingjelly(x: Tensor, v0: Tensor | None, law: Law, store_v_seq: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -192,8 +236,12 @@ def _spiking(model: nn.Module) -> dict[str, Any]:
 
 def prepare(model: nn.Module, device: torch.device, dtypes: tuple[torch.dtype, ...], timesteps: int) -> str:
     """Verify the kernels of all spiking layers of `model`; return their backends as text."""
-    layers = [(module.backend, module.law()) for module in _spiking(model).values()]
-    found = {_chosen(*layer, dtype, timesteps, device): None for layer in layers for dtype in dtypes}
+    layers = [(compiles(module), module.backend, module.law()) for module in _spiking(model).values()]
+    found = {
+        "compile" if compiled else _chosen(*layer, dtype, timesteps, device): None
+        for compiled, *layer in layers
+        for dtype in dtypes
+    }
     return " and ".join(found) or "torch"
 
 

@@ -50,7 +50,7 @@ def update(
                 "use the same timesteps or model.norm=bn."
             )
     settings = (eps, together, timesteps, backend, law)
-    if not _eager(x):
+    if not is_eager(x):
         s, v, *moments = torch.ops.snn_repro.neuron(x, v0, *numbers, *settings[:4], *law, plus)
     elif torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in (x, v0, plus, *numbers)):
         s, v, *moments = _Layer.apply(x, v0, settings, plus, *numbers)
@@ -61,7 +61,7 @@ def update(
     return s, v
 
 
-def _eager(x: Tensor) -> bool:
+def is_eager(x: Tensor) -> bool:
     """Whether x is an ordinary tensor, not traced or counted, whose memory holds its values."""
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
         return False
@@ -268,7 +268,7 @@ def _gradients(ctx, gs, gv_last) -> tuple[Tensor | None, ...]:
         gs = torch.zeros((), dtype=x.dtype, device=x.device).expand(ctx.settings[2], *x.shape[1:])
     needs_v0 = ctx.needs_input_grad[1]
     before = gs, gv_last, needs_v0, ctx.of_input, x, v0
-    if _eager(gs) and not torch.is_grad_enabled():  # enabled for second derivatives
+    if is_eager(gs) and not torch.is_grad_enabled():  # enabled for second derivatives
         return _neuron_backward(*before, ctx.settings, *numbers)
     results = torch.ops.snn_repro.neuron_backward(*before, *numbers, *ctx.settings[:4], *ctx.settings[4])
     there = True, needs_v0, *(a is not None for a in numbers[:3])
@@ -284,7 +284,7 @@ torch.library.register_autograd("snn_repro::neuron_backward", _differentiate_twi
 
 
 class _Layer(torch.autograd.Function):
-    """The operator with its gradient, for `_eager` tensors."""
+    """The operator with its gradient, for `is_eager` tensors."""
 
     @staticmethod
     def forward(ctx, x, v0, settings, plus, *numbers):

@@ -39,8 +39,8 @@ def build_neuron(
 
     name: "if", "lif", "leaky" or another of NEURONS; "if_imp" is short for "if" with imp=True. imp: learn the initial
     potential (initial="imp"), a parameter `imp` of shape state_shape, e.g. (C, H, W), from U(*imp_init). timesteps: T,
-    required by neurons with parameters per time step (`wired`). backend: "auto", "torch", "cpu", "triton" or
-    "spikingjelly" (see kernels); results are equal up to rounding.
+    required by neurons with parameters per time step (`wired`). backend: "auto", "torch", "cpu", "triton",
+    "spikingjelly" or "compile" (see kernels); results are equal up to rounding.
 
     Overrides (None means the family's published value):
         v_threshold=1.0  reset="soft"|"hard"  v_reset=0.0 (hard reset only)  fire_at="ge"|"gt"  detach_reset

@@ -34,4 +34,4 @@ class CLIF(Leak):
         return h - s * (self.v_threshold + self.m.sigmoid())
 
     def end(self) -> None:
-        self.m = 0.0
+        del self.m

@@ -39,6 +39,7 @@ class Layer(BaseNode):
     """
 
     decayed: tuple[str, ...] = ()
+    repays = False  # whether the run is long enough for `auto` to compile the steps; see kernels/door.py
     v_seq: Any
 
     if TYPE_CHECKING:
@@ -114,9 +115,9 @@ class Layer(BaseNode):
     def update(
         self, x: Tensor, v0: Tensor | None, plan: door.Plan | None = None, plus: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Run `steps` by `plan`'s backend, with its norm; add `plus` to the spikes."""
+        """Run the time steps by `plan`'s backend, with its norm; add `plus` to the spikes."""
         plan = plan or self.plan(x)
-        return self.steps(x, v0) if plan.law is None else door.run(plan, x, v0, plus, self.store_v_seq)
+        return door.steps(self, x, v0) if plan.law is None else door.run(plan, x, v0, plus, self.store_v_seq)
 
     def multi_step_forward(self, x_seq: Tensor, plan: door.Plan | None = None, plus: Tensor | None = None) -> Tensor:
         """Return spikes [T, B, ...] for x [T, B, ...]; the default plan is `plan(x)`.

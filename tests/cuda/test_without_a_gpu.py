@@ -43,6 +43,7 @@ MORE = {
     "a batch in parts": [*IMAGES, "recipe.accumulate=2"],
     "bfloat16": [*IMAGES, "recipe.amp=bf16"],
     "fused": FUSED,
+    "compiled steps": [*IMAGES, "neuron=plif", "kernels=compile"],
     "fused, float16": [*FUSED, "recipe.amp=fp16"],
 }
 # What goes by the network's view, on the host; a surrogate that is read back in each backward pass.

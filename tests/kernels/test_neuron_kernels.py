@@ -328,7 +328,7 @@ def test_the_reference_differentiates_any_smooth_spike_exactly():
 # reference values
 
 
-@pytest.mark.parametrize("backend", ["torch", "cpu", "spikingjelly"])
+@pytest.mark.parametrize("backend", ["torch", "cpu", "spikingjelly", pytest.param("compile", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("key", GOLDEN["cases"])
 def test_golden_neurons(key, backend):
     if backend == "spikingjelly" and GOLDEN["cases"][key]["settings"]["fire_at"] == "gt":
