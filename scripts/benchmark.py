@@ -2,6 +2,7 @@
 
 python scripts/benchmark.py neuron rounds=21
 python scripts/benchmark.py step quick=true
+python scripts/benchmark.py gpu
 python scripts/benchmark.py SUBJECT --help
 
 rounds     measurements of each case (default: the subject's)
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="rounds, quick, and options of the subject")
     parser.add_argument(
         "--output", type=Path, metavar="DIR",
-        help="folder for SUBJECT.json and SUBJECT.md (default: results/benchmarks; with quick=true: none)",
+        help="folder of the report (default: results/benchmarks, gpu: results/contributed/gpu; quick=true: none)",
     )  # fmt: skip
     if {"-h", "--help"} & set(arguments) and arguments[0] in known:
         print(known[arguments[0]])
@@ -73,11 +74,11 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in known:
         raise UserError(f"{name} is not a subject; choose: {', '.join(known)}{nearest(name, known)}")
     one_thread()  # before any import that starts threads
-    measure = importlib.import_module(f"benchmarks.{name}").measure
-    given = options(name, args.words, measure)
-    out = args.output or (None if given.get("quick") else RESULTS)
+    module = importlib.import_module(f"benchmarks.{name}")
+    given = options(name, args.words, module.measure)
+    out = args.output or (None if given.get("quick") else getattr(module, "FOLDER", RESULTS))
     before = machine()
-    report = measure(**given)
+    report = module.measure(**given)
     asked = " ".join([name, *(f"{k}={'DIR' if k == 'base' else str(v).lower()}" for k, v in given.items())])
     print(write(report, asked, machine(*report.packages, before=before), out, name))
     return 0
