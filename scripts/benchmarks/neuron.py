@@ -167,8 +167,22 @@ class LayerFunction(torch.autograd.Function):
         return gx
 
 
+class TheirIF(neuron.IFNode):
+    """spikingjelly's IF node with the settings of our `if` and its potential in float32.
+
+    In float16 the node keeps a float16 potential, for which spikingjelly 2.0 has no kernel on a GPU.
+    """
+
+    def __init__(self):
+        super().__init__(v_reset=None, surrogate_function=surrogate.ATan(), step_mode="m")
+
+    def materialize_states(self, inputs, states, step_mode):
+        """States for these inputs."""
+        return tuple(state.float() for state in super().materialize_states(inputs, states, step_mode))
+
+
 def _spikingjelly_layer(before: Callable | None = None) -> Callable:
-    node = neuron.IFNode(v_reset=None, surrogate_function=surrogate.ATan(), step_mode="m")
+    node = TheirIF()
 
     def layer(x):
         node.reset()

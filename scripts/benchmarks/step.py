@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from spikingjelly.activation_based import functional, neuron, surrogate
+from spikingjelly.activation_based import functional, neuron
 from torch import nn
 
 from benchmarks._harness import Place, in_own_process, in_words, memory, place, saved_bytes, timings
 from benchmarks._report import Report, Table, rated
+from benchmarks.neuron import TheirIF
 from snn_repro.data.batches import keep_freed_memory
 from snn_repro.kernels import KERNELS, door
 from snn_repro.models import build_model
@@ -123,11 +124,6 @@ def _batches(network: Network, batch: int, rounds: int, quick: bool, on: Place, 
 # ------------------------------------------------------------------ the networks
 
 
-def _their_node() -> nn.Module:
-    """spikingjelly's IF node with the settings of our `if`."""
-    return neuron.IFNode(v_reset=None, surrogate_function=surrogate.ATan(), step_mode="m")
-
-
 def _plain(ours: nn.Conv2d) -> nn.Conv2d:
     sizes: dict = {
         key: getattr(ours, key) for key in ("in_channels", "out_channels", "kernel_size", "stride", "padding")
@@ -150,7 +146,7 @@ def _build(kind: str, network: Network, shift: float) -> nn.Module:
             if kind in (THEIRS, THEIRS_LAST) and isinstance(child, nn.Conv2d):
                 setattr(module, name, _plain(child))
             elif kind in (THEIRS, THEIRS_LAST, TWIN) and isinstance(child, neuron.BaseNode):
-                setattr(module, name, nn.ReLU() if kind == TWIN else _their_node())
+                setattr(module, name, nn.ReLU() if kind == TWIN else TheirIF())
     contiguous = kind == THEIRS or kind.endswith(CONTIGUOUS)
     return model if contiguous else model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as train does
 
