@@ -66,8 +66,9 @@ def in_own_process(function: Callable, *arguments, limit: float | None = None) -
         process.join()
         raise RuntimeError(f"its process ended with exit code {process.exitcode}") from None
     finally:
-        with suppress(ProcessLookupError):  # it ended, without children
+        with suppress(ProcessLookupError):  # it has ended, without children, or not begun
             os.killpg(process.pid or 0, signal.SIGKILL)
+        process.kill()
         process.join()
     if error:
         raise RuntimeError(error)
