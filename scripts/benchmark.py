@@ -7,7 +7,7 @@ python scripts/benchmark.py SUBJECT --help
 
 rounds     measurements of each case (default: the subject's)
 quick      true: toy sizes in a few seconds, to test that everything runs; the numbers are not meaningful
-device     cuda or cuda:N (data, neuron, step): GPU time between CUDA events; reports SUBJECT_cuda.json and .md
+device     cuda or cuda:N (data, gpu, neuron, step): GPU time between CUDA events; reports SUBJECT_cuda.json and .md
 
 Method: one thread, CPU time of the process, random order in every round, medians over rounds. One function is timed
 twice (A/A control): a ratio within the control's distance from 1 is not significant.
