@@ -128,7 +128,8 @@ def _outcome(family: str, backend: str, device: str, shape: tuple[int, ...], imp
     torch.manual_seed(0)
     layer = build_neuron(family, imp, shape[2:], shape[0], backend).to(device)
     spikes = layer(x.requires_grad_())
-    gradients = torch.autograd.grad(spikes, [x, *layer.parameters()], weights, allow_unused=True)
+    learned = [p for p in layer.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(spikes, [x, *learned], weights, allow_unused=True)
     return [t.detach().float().cpu() for t in (spikes, *gradients) if t is not None]
 
 

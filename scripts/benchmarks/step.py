@@ -56,7 +56,7 @@ class Network(NamedTuple):
 SEW = Network("SEW-ResNet-18 CIFAR", "sew_resnet18_cifar", (3, 32, 32), 4, True)
 VGG = Network("VGG-48", "vgg48", (2, 48, 48), 10, False, {"dropout": 0.0})
 LARGE = Network("SEW-ResNet-18 ImageNet", "sew_resnet18", (3, 224, 224), 4, True)
-TOY = Network("small", "small", (1, 8, 8), 2, True)
+TOY = Network("small", "small", (1, 4, 4), 2, True)
 
 
 def measure(rounds: int = 7, quick: bool = False, device: str = "cpu") -> Report:
