@@ -41,7 +41,9 @@ def measure(rounds: int = 9, quick: bool = False, device: str = "cuda") -> Repor
         raise UserError(f"benchmark gpu needs a GPU, but torch sees none or device={device} is not cuda or cuda:N")
     on, start = place(device), time.monotonic()
     os.environ[neuron.THEIR_CHOICE] = "triton"
-    tables, absent, wrong = [], {}, []
+    tables: list[Table] = []
+    absent: dict[str, str] = {}
+    wrong: list[str] = []
     for name in PARTS:
         left = 60 * MINUTES - (time.monotonic() - start)
         print(f"# {name}", file=sys.stderr, flush=True)
@@ -167,10 +169,10 @@ def layers(on: Place, rounds: int, quick: bool, shape: tuple[int, ...]) -> Repor
 
 
 TIMED: dict[str, Callable[[Place, int, bool], Report]] = {
-    "steps of SEW-ResNet-18": lambda *a: step.on_gpu(*a, ((step.LARGE, 64),)),
-    "steps of VGG-48": lambda *a: step.on_gpu(*a, ((step.VGG, 32),)),
-    "layers of SEW-ResNet-18": lambda *a: layers(*a, neuron.GPU_SHAPES[0]),
-    "layers of VGG-48": lambda *a: layers(*a, neuron.GPU_SHAPES[2]),
+    "steps of SEW-ResNet-18": lambda on, rounds, quick: step.on_gpu(on, rounds, quick, ((step.LARGE, 64),)),
+    "steps of VGG-48": lambda on, rounds, quick: step.on_gpu(on, rounds, quick, ((step.VGG, 32),)),
+    "layers of SEW-ResNet-18": lambda on, rounds, quick: layers(on, rounds, quick, neuron.GPU_SHAPES[0]),
+    "layers of VGG-48": lambda on, rounds, quick: layers(on, rounds, quick, neuron.GPU_SHAPES[2]),
     "data": data.on_gpu,
 }
 PARTS: dict[str, Callable[[Place, int, bool], Report]] = {  # the most important first

@@ -89,7 +89,9 @@ def on_gpu(on: Place, rounds: int, quick: bool, plan: tuple[tuple[Network, int],
 def _batches(network: Network, batch: int, rounds: int, quick: bool, on: Place, short: bool) -> list[Table]:
     title = f"{network.title}, B={batch}, T={network.timesteps}"
     mixed = torch.autocast("cuda", torch.float16, enabled=on.device != "cpu")
-    steps, evaluations, wrong = {}, {}, []
+    steps: dict[str, Callable] = {}
+    evaluations: dict[str, Callable] = {}
+    wrong: list[str] = []
     for kind in GPU_KINDS:
         if quick and kind.startswith(COMPILED):
             continue
