@@ -210,6 +210,35 @@ def with_choices(text: str) -> str:
     return re.sub(r"<!-- choices (\w+) -->\n.*?<!-- / -->", lines, text, flags=re.DOTALL)
 
 
+def with_reports(text: str, folder: Path = ROOT / "results" / "contributed" / "gpu") -> str:
+    """A page whose `<!-- gpu reports -->` block holds a line for each report that came in from a GPU."""
+    rows = []
+    for file in sorted(folder.glob("*.json")):
+        report = json.loads(file.read_text("utf-8"))
+        machine, wrong = report["machine"], len(report["not_right"])
+        gpu = f"[{cell(machine['GPU'])}](../results/contributed/gpu/{file.stem}.md)"
+        versions = ", ".join(f"{name} {machine[name]}" for name in ("driver", "torch", "triton"))
+        steps = (steps_per_second(report["tables"], name) for name in ("SEW-ResNet-18 ImageNet", "VGG-48"))
+        rows.append((gpu, machine["date"], cell(versions), str(wrong or "nothing"), *steps))
+    head = ("GPU", "date", "versions", "not right", "SEW-ResNet-18 224 px, training samples/s", "VGG-48")
+    block = "\n".join(table(head, rows)[:-1] if rows else ["No report has come in yet."])
+    return re.sub(r"(<!-- gpu reports -->\n).*?(\n<!-- / -->)", lambda m: m[1] + block + m[2], text, flags=re.DOTALL)
+
+
+def steps_per_second(tables: list[dict[str, Any]], network: str) -> str:
+    """Training samples per second of ours in a report, and how many times those of PyTorch only and of spikingjelly."""
+    titled = [t["rows"] for t in tables if f": {network}, " in t["title"] and t["title"].endswith(": training")]
+    speeds = {case: row["samples/s"] for rows in titled for case, row in rows.items()}
+    if "ours" not in speeds:
+        return "no result"
+    rivals = {"kernels=off": "ours, kernels=off", "spikingjelly": "the same weights on spikingjelly"}
+    best = {
+        name: max((v for case, v in speeds.items() if case.startswith(of)), default=0) for name, of in rivals.items()
+    }
+    times = [f"{speeds['ours'] / v:.2g}x {name}" for name, v in best.items() if v]
+    return f"{speeds['ours']:,.0f}" + (f" ({', '.join(times)})" if times else "")
+
+
 # ---------------------------------------------------------------- the hook
 
 
@@ -250,7 +279,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Links as they work in the repository, turned to where their files are in the documentation."""
     path = page.file.src_uri
     inside = page.file.src_dir is not None and Path(page.file.src_dir).resolve() == ROOT / "docs"
-    return relinked(with_choices(markdown), posixpath.join("docs", path) if inside else path, set(files.src_uris))
+    return relinked(
+        with_reports(with_choices(markdown)), posixpath.join("docs", path) if inside else path, set(files.src_uris)
+    )
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -300,6 +331,6 @@ def on_post_build(config: MkDocsConfig) -> None:
                 log.warning("%s loads from another host: %s", path.relative_to(config.site_dir), found)
 
 
-if __name__ == "__main__":  # python docs/_pages.py: the tables of docs/choose*.md, from conf/
-    for page in (ROOT / "docs").glob("choose*.md"):
-        page.write_text(with_choices(page.read_text("utf-8")), "utf-8")
+if __name__ == "__main__":  # python docs/_pages.py: the tables of choices, from conf/, and of reports, from results/
+    for page in [*(ROOT / "docs").glob("choose*.md"), ROOT / "docs" / "performance_gpu.md"]:
+        page.write_text(with_reports(with_choices(page.read_text("utf-8"))), "utf-8")

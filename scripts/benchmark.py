@@ -2,11 +2,12 @@
 
 python scripts/benchmark.py neuron rounds=21
 python scripts/benchmark.py step quick=true
+python scripts/benchmark.py gpu
 python scripts/benchmark.py SUBJECT --help
 
 rounds     measurements of each case (default: the subject's)
 quick      true: toy sizes in a few seconds, to test that everything runs; the numbers are not meaningful
-device     cuda or cuda:N (data, neuron, step): GPU time between CUDA events; reports SUBJECT_cuda.json and .md
+device     cuda or cuda:N (data, gpu, neuron, step): GPU time between CUDA events; reports SUBJECT_cuda.json and .md
 
 Method: one thread, CPU time of the process, random order in every round, medians over rounds. One function is timed
 twice (A/A control): a ratio within the control's distance from 1 is not significant.
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="rounds, quick, and options of the subject")
     parser.add_argument(
         "--output", type=Path, metavar="DIR",
-        help="folder for SUBJECT.json and SUBJECT.md (default: results/benchmarks; with quick=true: none)",
+        help="folder of the report (default: results/benchmarks, gpu: results/contributed/gpu; quick=true: none)",
     )  # fmt: skip
     if {"-h", "--help"} & set(arguments) and arguments[0] in known:
         print(known[arguments[0]])
@@ -73,11 +74,11 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in known:
         raise UserError(f"{name} is not a subject; choose: {', '.join(known)}{nearest(name, known)}")
     one_thread()  # before any import that starts threads
-    measure = importlib.import_module(f"benchmarks.{name}").measure
-    given = options(name, args.words, measure)
-    out = args.output or (None if given.get("quick") else RESULTS)
+    module = importlib.import_module(f"benchmarks.{name}")
+    given = options(name, args.words, module.measure)
+    out = args.output or (None if given.get("quick") else getattr(module, "FOLDER", RESULTS))
     before = machine()
-    report = measure(**given)
+    report = module.measure(**given)
     asked = " ".join([name, *(f"{k}={'DIR' if k == 'base' else str(v).lower()}" for k, v in given.items())])
     print(write(report, asked, machine(*report.packages, before=before), out, name))
     return 0

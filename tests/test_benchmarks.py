@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -65,11 +66,23 @@ def test_what_a_gpu_would_run_runs_on_a_cpu(program, subject):
         assert len(report.tables) == 7 and all(row["cpu_seconds"] > 0 for t in report.tables for row in t.rows.values())
     else:
         assert {"ours", "ours, kernels=off", "ReLU twin on T*B images"} < report.tables[0].rows.keys()
-    assert all(table.rows and table.text() for table in report.tables)
+    assert all(table.rows and table.text() and not table.wrong for table in report.tables)
+
+
+def test_a_process_that_fails_dies_or_hangs_is_told(program):
+    from benchmarks._harness import in_own_process
+
+    assert in_own_process(divmod, 7, 2) == (3, 1)
+    with pytest.raises(RuntimeError, match="^ZeroDivisionError: "):
+        in_own_process(divmod, 1, 0)
+    with pytest.raises(RuntimeError, match="^its process ended with exit code 3$"):
+        in_own_process(os._exit, 3)
+    with pytest.raises(TimeoutError, match="^it took more than 1 s$"):
+        in_own_process(time.sleep, 60, limit=1)
 
 
 def test_subjects_are_found_by_listing_the_folder_and_told_in_their_own_words(program, capsys):
-    assert sorted(TITLES) == list(program.subjects())
+    assert sorted([*TITLES, "gpu"]) == list(program.subjects())
     with pytest.raises(SystemExit, match="^0$"):
         program.main(["--help"])
     said = capsys.readouterr().out
@@ -82,7 +95,10 @@ def test_subjects_are_found_by_listing_the_folder_and_told_in_their_own_words(pr
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["nueron"], "nueron is not a subject; choose: data, dry_run, neuron, startup, step; did you mean 'neuron'?"),
+        (
+            ["nueron"],
+            "nueron is not a subject; choose: data, dry_run, gpu, neuron, startup, step; did you mean 'neuron'?",
+        ),
         (["data", "base=x"], "base=x is not an option of data; it has: rounds=, quick="),
         (["data", "rounds=2"], "rounds must be a whole number, 3 or more"),
         (["data", "quick=yes"], "quick must be true or false"),
@@ -90,6 +106,7 @@ def test_subjects_are_found_by_listing_the_folder_and_told_in_their_own_words(pr
         (["neuron", "device=gpu"], "device=gpu must be cpu, cuda or cuda:N"),
         (["step", "device=cuda:99"], "device=cuda:99 does not exist: torch sees"),
         (["startup", "base=nowhere"], "base=nowhere has no snn_repro"),
+        (["gpu", "device=cpu"], "gpu needs a GPU, but torch sees none or device=cpu is not cuda"),
     ],
 )
 def test_what_cannot_be_measured_is_told_in_one_sentence(program, capsys, arguments, said):

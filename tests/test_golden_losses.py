@@ -4,42 +4,16 @@ python tests/test_golden_losses.py      # writes tests/golden/losses.txt anew; s
 """
 
 import math
-from pathlib import Path
+import sys
 
 import pytest
 import torch
+from scripts_of_ours import SCRIPTS
 
-from snn_repro.build import options
-from snn_repro.config import choices, load_config
-from snn_repro.losses import build_loss
-from snn_repro.models import build_model
-from snn_repro.optim import build_optimizer
+from snn_repro.config import choices
 
-GOLDEN = Path(__file__).parent / "golden" / "losses.txt"
-
-
-def three_losses(neuron: str, loss: str) -> list[float]:
-    """Losses of the first three steps on a fixed batch, one thread, float32."""
-    config = load_config([f"neuron={neuron}", f"loss={loss}"])
-    torch.manual_seed(0)
-    model = build_model(
-        "small", num_classes=10, input_shape=(1, 8, 8), timesteps=4,
-        neuron=options(config.neuron, "imp_lr", "imp_weight_decay"),
-    )  # fmt: skip
-    generator = torch.Generator().manual_seed(1)
-    x, y = torch.rand(16, 1, 8, 8, generator=generator), torch.arange(16) % 10
-    loss_fn = build_loss(config.loss.name, **options(config.loss, "name"))
-    loss_fn.watch(model)
-    loss_fn.begin_epoch(1, 2)  # where a schedule over epochs counts
-    optimizer = build_optimizer(model, config.recipe)
-    found = []
-    for _ in range(3):
-        value = loss_fn(model(x), y)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        found.append(value.item())
-    return found
+sys.path.append(str(SCRIPTS))  # pytest has it, `python tests/test_golden_losses.py` has not
+from benchmarks._golden import GOLDEN, first_losses, golden_losses  # noqa: E402
 
 
 def table() -> dict[tuple[str, str], list[float]]:
@@ -50,17 +24,16 @@ def table() -> dict[tuple[str, str], list[float]]:
         *((n, name) for n in papers for name in choices("loss")),
         *((n, "sdt") for n in choices("neuron") if n not in papers),
     ]
-    return {pair: three_losses(*pair) for pair in pairs}
+    return {pair: first_losses(*pair) for pair in pairs}
 
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_losses_are_what_they_were(every):
-    lines = [line.split() for line in GOLDEN.read_text().splitlines() if not line.startswith("#")]
     torch.set_num_threads(1)
-    for neuron, loss, *values in lines:
+    for (neuron, loss), values in golden_losses().items():
         if every or loss == "sdt" or neuron == "if_imp":
             # Convolutions may round differently on another processor; a changed equation moves far more than this.
-            pairs = zip(three_losses(neuron, loss), map(float, values), strict=True)
+            pairs = zip(first_losses(neuron, loss), values, strict=True)
             assert all(math.isclose(a, b, rel_tol=2e-5) for a, b in pairs), (neuron, loss)
 
 

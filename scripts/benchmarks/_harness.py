@@ -4,10 +4,12 @@ import os
 import platform
 import random
 import shutil
+import signal
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
@@ -46,10 +48,45 @@ def threads_as_started() -> Iterator[None]:
         one_thread()
 
 
-def in_own_process(function: Callable, *arguments) -> Any:
-    """function(*arguments), computed in a fresh process."""
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+def in_own_process(function: Callable, *arguments, limit: float | None = None) -> Any:
+    """function(*arguments), computed in a fresh process that is killed with its children after `limit` seconds.
+
+    Raises TimeoutError, and RuntimeError with the error of the function or the exit code of the process.
+    """
+    context = get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(theirs, function, arguments))
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(limit):
+            raise TimeoutError(f"it took more than {limit:.0f} s")
+        error, result = ours.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"its process ended with exit code {process.exitcode}") from None
+    finally:
+        with suppress(ProcessLookupError):  # it has ended, without children, or not begun
+            os.killpg(process.pid or 0, signal.SIGKILL)
+        process.kill()
+        process.join()
+    if error:
+        raise RuntimeError(error)
+    return result
+
+
+def _answer(pipe, function: Callable, arguments: tuple) -> None:
+    os.setsid()  # a group of its own, to be killed as one
+    try:
+        pipe.send(("", function(*arguments)))
+    except Exception as error:
+        pipe.send((in_words(error), None))
+
+
+def in_words(error: Exception) -> str:
+    """An error in one line."""
+    kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
+    return kind + " ".join(str(error).split())[:300]
 
 
 def clocked(call: Callable[[], object]) -> Seconds:
@@ -102,8 +139,17 @@ def place(device: str) -> Place:
         raise UserError(f"device={device} does not exist: torch sees {torch.cuda.device_count()} GPUs")
     torch.cuda.set_device(int(index or 0))
     memory = torch.cuda.get_device_properties(int(index or 0)).total_memory / 2**30
-    facts = {"GPU": f"{torch.cuda.get_device_name()}, {memory:.0f} GiB", "CUDA": str(torch.version.cuda)}
-    return Place(device, clocked_on_gpu, facts)
+    capability = ".".join(map(str, torch.cuda.get_device_capability()))
+    facts = {"GPU": f"{torch.cuda.get_device_name()}, {memory:.0f} GiB", "compute capability": capability}
+    return Place(device, clocked_on_gpu, facts | {"driver": _driver(), "CUDA": str(torch.version.cuda)})
+
+
+def _driver() -> str:
+    """Version of NVIDIA's driver."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with suppress(OSError, subprocess.SubprocessError, IndexError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()[0]
+    return "unknown"
 
 
 def seconds(row: dict) -> float:
@@ -166,19 +212,19 @@ def saved_bytes(model, x, own=()) -> int:
     """Bytes that autograd saves in a forward, each storage once, without `own` tensors."""
     import torch
 
-    not_counted = {t.untyped_storage().data_ptr() for t in own}
+    not_counted = {t.untyped_storage()._cdata for t in own}
     kept: dict[int, int] = {}
 
     def keep(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in not_counted:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in not_counted:
+            kept[storage._cdata] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         y = model(x)
     total = sum(kept.values())
-    del y  # only now, since a freed storage's address may be reused
+    del y  # only now, since the address of a freed storage may be reused
     return total
 
 

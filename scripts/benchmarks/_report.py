@@ -1,11 +1,11 @@
 """Report of a benchmark: tables of numbers as JSON and Markdown."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import fill
 
 from benchmarks._harness import seconds
+from snn_repro.files import write_json, write_text
 
 # key of a row -> heading and number format; other keys are their own heading
 COLUMNS = {
@@ -25,6 +25,7 @@ class Table:
     rows: dict[str, dict]
     note: str = ""
     unit: str = "ms"
+    wrong: list[str] = field(default_factory=list)  # what failed, in sentences
 
     def text(self) -> list[str]:
         """The table as Markdown lines."""
@@ -59,6 +60,8 @@ class Report:
     absent: dict[str, str] = field(default_factory=dict)  # libraries that were not compared, with the reason
     extra: dict = field(default_factory=dict)
     gpu: dict[str, str] = field(default_factory=dict)  # facts about the measured GPU
+    wrong: list[str] = field(default_factory=list)  # what failed and is in no table
+    name: str = ""  # name of the files, if not the subject's
 
 
 def rated(rows: dict[str, dict], per_call: int, unit: str) -> dict[str, dict]:
@@ -70,7 +73,8 @@ def write(report: Report, asked: str, facts: dict[str, str], out: Path | None, n
     """The report as Markdown; with `out` also written as out/NAME.md and out/NAME.json."""
     facts = facts | report.gpu | {f"{library} is absent": reason for library, reason in report.absent.items()}
     clock = "Time between two events on a GPU with an empty queue" if report.gpu else "One thread, CPU time"
-    name += "_cuda" if report.gpu else ""
+    name = report.name or name + "_cuda" * bool(report.gpu)
+    wrong = [*report.wrong, *(sentence for table in report.tables for sentence in table.wrong)]
     how = (
         f"Made by `python scripts/benchmark.py {asked}`. {clock}, shuffled order, medians; `again` times"
         f" the first function twice (A/A control). {report.how}"
@@ -80,6 +84,11 @@ def write(report: Report, asked: str, facts: dict[str, str], out: Path | None, n
         "",
         fill(how, 120),
         "",
+        *(
+            ["## Not right", "", *(f"- {line}" for line in wrong or ["nothing"]), "", "## Machine", ""]
+            if report.gpu
+            else []
+        ),
         *(f"- {key}: {value}" for key, value in facts.items()),
         "",
         *(line for table in report.tables for line in table.text()),
@@ -89,6 +98,6 @@ def write(report: Report, asked: str, facts: dict[str, str], out: Path | None, n
         tables = [{"title": t.title, "rows": t.rows, "note": t.note} for t in report.tables]
         content = {"machine": facts, "command": asked, "tables": tables, **report.extra}
         out.mkdir(parents=True, exist_ok=True)
-        (out / f"{name}.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-        (out / f"{name}.md").write_text(text)
+        write_json(out / f"{name}.json", content | ({"not_right": wrong} if report.gpu else {}))
+        write_text(out / f"{name}.md", text)
     return text

@@ -53,6 +53,7 @@ GPU_SHAPES = [(4, 192, 64, 56, 56), (4, 256, 64, 32, 32), (10, 32, 128, 24, 24)]
 FAMILY_SHAPE = (4, 8, 64, 16, 16)
 TOY = [(2, 2, 4, 8, 8)]
 REFERENCE = "ours, backend=torch (the reference)"
+THEIR_CHOICE = "SJ_IF_CUDA_IMPLEMENTATION"  # read when spikingjelly is imported
 
 
 def measure(rounds: int = 25, quick: bool = False, device: str = "cpu") -> Report:
@@ -75,9 +76,9 @@ def measure(rounds: int = 25, quick: bool = False, device: str = "cpu") -> Repor
     return Report("The spiking layer", how, tables, packages, absent, {"imp_overhead": overhead})
 
 
-def on_gpu(on: Place, rounds: int, quick: bool, absent: dict[str, str]) -> Report:
+def on_gpu(on: Place, rounds: int, quick: bool, absent: dict[str, str], shapes: Sequence = GPU_SHAPES) -> Report:
     """The same on a GPU (in a test, on a CPU), without CPU-only cases."""
-    shapes, tables = TOY if quick else GPU_SHAPES, []
+    shapes, tables = TOY if quick else shapes, []
     for dtype in (torch.float32, torch.float16):
         layers = _layers(absent, quick, "auto", on)
         tables += [_layer(shape, layers, rounds, on, dtype) for shape in shapes]
@@ -173,8 +174,22 @@ class LayerFunction(torch.autograd.Function):
         return gx
 
 
+class TheirIF(neuron.IFNode):
+    """spikingjelly's IF node with the settings of our `if` and its potential in float32.
+
+    In float16 the node keeps a float16 potential, for which spikingjelly 2.0 has no kernel on a GPU.
+    """
+
+    def __init__(self):
+        super().__init__(v_reset=None, surrogate_function=surrogate.ATan(), step_mode="m")
+
+    def materialize_states(self, inputs, states, step_mode):
+        """States for these inputs."""
+        return tuple(state.float() for state in super().materialize_states(inputs, states, step_mode))
+
+
 def _spikingjelly_layer(before: Callable | None = None) -> Callable:
-    node = neuron.IFNode(v_reset=None, surrogate_function=surrogate.ATan(), step_mode="m")
+    node = TheirIF()
 
     def layer(x):
         node.reset()
@@ -190,11 +205,12 @@ def _layers(absent: dict[str, str], quick: bool, backend: str = "cpu", on: Place
         REFERENCE: build_neuron("if", backend="torch"),
         "spikingjelly": _spikingjelly_layer(),
     }
-    snntorch = peer("snntorch", "the neuron", absent if quick else None)
+    optional = absent if quick or on.facts else None
+    snntorch = peer("snntorch", "the neuron", optional)
     if snntorch:
         leaky = snntorch.Leaky(beta=1.0, spike_grad=snntorch.surrogate.atan(alpha=2.0)).to(on.device)
         found["snnTorch"] = stepwise(lambda x, v: leaky(x, leaky.init_leaky() if v is None else v))
-    norse = peer("norse.torch", "the neuron", absent if quick else None)
+    norse = peer("norse.torch", "the neuron", optional)
     if norse:
         cell = norse.IAFCell(p=norse.IAFParameters(method="super", alpha=torch.tensor(2.0)))
         found["Norse (hard reset: other dynamics)"] = stepwise(cell)
@@ -259,8 +275,12 @@ def _layer(
     with torch.no_grad():
         spikes = layers["ours"](x)
         same = {name: (layer(x) == spikes).float().mean().item() for name, layer in layers.items()}
-    if dtype == torch.float32:  # in float16 other libraries also round the potential
-        assert same[REFERENCE] == same["spikingjelly"] == 1, same
+    title = (
+        f"[T, B, C, H, W] = {list(shape)}: {x.numel() / 1e6:.1f} M neuron-steps, {str(dtype).removeprefix('torch.')}"
+    )
+    exact = (REFERENCE, "spikingjelly") if dtype == torch.float32 else ()  # in float16 others also round the potential
+    wrong = [f"{title}: only {same[name]:.4%} of the spikes of {name} equal ours" for name in exact if same[name] < 1]
+    assert on.facts or not wrong, wrong
     y = torch.empty_like(x)
     copies: dict[str, Callable] = {"copy, torch": lambda: y.copy_(x.detach())}
     if on.facts:
@@ -278,23 +298,19 @@ def _layer(
             row["forward_seconds"] = seconds(forward[name])
             row["saved_bytes"] = saved_bytes(layers[name], x) / x.numel()
             row["equal_spikes"] = same[name]
-    title = (
-        f"[T, B, C, H, W] = {list(shape)}: {x.numel() / 1e6:.1f} M neuron-steps, {str(dtype).removeprefix('torch.')}"
-    )
     goal = "1.3 of the floor" if on.facts else "6x spikingjelly, 1.5x torch.compile, 1.7 of the floor"
     note = f"Copy at {2 * x.nbytes / copy / 1e9:.1f} GB/s. Goal: {goal}."
-    for word in ("cuda", "triton") if on.facts else ():
-        name = f"spikingjelly, SJ_IF_CUDA_IMPLEMENTATION={word}"
-        os.environ["SJ_IF_CUDA_IMPLEMENTATION"] = word  # read when spikingjelly is imported
+    for word in ("cuda", "triton") if on.facts and THEIR_CHOICE not in os.environ else ():
+        name = f"spikingjelly, {THEIR_CHOICE}={word}"
+        os.environ[THEIR_CHOICE] = word
         try:
             rows[name] = in_own_process(_their_implementation, shape, dtype, rounds, on)
             rows[name]["over_first"] = seconds(rows[name]) / seconds(rows["ours"])
         except Exception as error:  # not built, no compiler, no such backend, ...
-            rows[name] = {"over_first": "does not run"}
-            note += f" {name}: {' '.join(str(error).split())[:200]}."
+            wrong.append(f"{title}: {name} does not run ({error})")
         finally:
-            del os.environ["SJ_IF_CUDA_IMPLEMENTATION"]
-    return Table(title, rows, note)
+            del os.environ[THEIR_CHOICE]
+    return Table(title, rows, note, wrong=wrong)
 
 
 def _their_implementation(shape: tuple[int, ...], dtype: torch.dtype, rounds: int, on: Place) -> dict:

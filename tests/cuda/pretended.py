@@ -21,6 +21,7 @@ import weakref
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 HERE = Path(__file__).parent
@@ -172,7 +173,8 @@ def pretended():
     known = dict(
         is_available=True, device_count=1, get_device_name="a pretended GPU", get_device_capability=(9, 0), current_device=0,
         mem_get_info=(2**36, 2**36), max_memory_allocated=0, is_bf16_supported=True, get_rng_state=seed, synchronize=None,
-        set_device=None, set_rng_state=None, manual_seed_all=None, _lazy_init=None,
+        set_device=None, set_rng_state=None, manual_seed_all=None, _lazy_init=None, reset_peak_memory_stats=None, memory_allocated=0,
+        get_device_properties=SimpleNamespace(total_memory=2**36), Event=mock.Mock(**{"elapsed_time.return_value": 1.0}),
     )  # fmt: skip
     device = Device()
     with contextlib.ExitStack() as within:
@@ -184,6 +186,7 @@ def pretended():
         patch(torch, "inference_mode", inference)
         patch(torch, "save", lambda content, *how, **more: save(to_host(content), *how, **more))
         patch(batches, "prefetch", lambda items: items)  # a mode is its thread's own
+        patch(torch.utils.data._utils.pin_memory, "pin_memory", lambda items, *_: items)
         within.enter_context(torch.autograd.set_multithreading_enabled(False))
         within.enter_context(device)
         yield device

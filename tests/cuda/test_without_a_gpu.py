@@ -122,6 +122,62 @@ def test_what_a_gpu_refuses_and_waits_for_is_found(library):
     ], done.stderr  # fmt: skip
 
 
+REPORT = """
+import sys
+from pathlib import Path
+from pretended import load, pretended
+load(Path(sys.argv[1]))
+import benchmark
+import torch
+from benchmarks import gpu
+from snn_repro.kernels import Law, selfcheck
+
+def checked_here(case):
+    return selfcheck.examine(Law(*case["law"]), getattr(torch, case["dtype"]), case["steps"], torch.device("cpu"))
+
+def other_spikes(family, backend, device, *more, of=gpu._outcome):
+    spikes, *gradients = of(family, backend, device, *more)
+    return [1 - spikes if (family, device) == ("klif", "cuda") else spikes, *gradients]
+
+selfcheck._run_subprocess, selfcheck.CASES, gpu._outcome = checked_here, selfcheck.CASES[:1], other_spikes
+gpu.golden_losses = lambda of=gpu.golden_losses: of() | {("clif", "sdt"): [2.0]}
+twice = "steps of VGG-48", "layers of VGG-48"  # toys, as those of the other network
+gpu.PARTS = {"broken": lambda *_: 1 / 0} | {name: part for name, part in gpu.PARTS.items() if name not in twice}
+with pretended():
+    sys.exit(benchmark.main(["gpu", "quick=true", "--output", sys.argv[2]]))
+"""
+
+
+@pytest.mark.slow
+def test_the_report_of_a_gpu_says_what_is_not_right_first(library, tmp_path):
+    scripts = Path(__file__).parents[2] / "scripts"
+    usual = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    path = os.pathsep.join([str(Path(__file__).parent), str(scripts), *sys.path])
+    command = [sys.executable, "-c", REPORT, library, tmp_path / "out"]
+    done = subprocess.run(command, env=os.environ | usual | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    text, saved = sorted((tmp_path / "out").iterdir(), reverse=True)
+    assert text.name.startswith("a-pretended-gpu-20") and text.suffix == ".md" and saved.stem == text.stem
+    report = json.loads(saved.read_text())
+    wrong, page = report["not_right"], text.read_text()
+    parts = (
+        "broken: no result (ZeroDiv",
+        "klif, backend=torch differs from the CPU: 0.000% eq",
+        "clif, loss=sdt, kernels=off: losses ",
+    )
+    assert len(wrong) == 3 and all(map(str.startswith, wrong, parts)), wrong
+    assert page.index(wrong[0]) < page.index("GPU: a pretended GPU") < page.index("| ours |")
+    assert {"GPU", "driver", "CUDA", "torch", "triton", "spikingjelly"} <= report["machine"].keys()
+    rows = {table["title"].partition(": ")[0]: table["rows"] for table in report["tables"]}
+    assert [*rows] == [
+        "self-check", "equality with the CPU", "losses", "steps of SEW-ResNet-18", "layers of SEW-ResNet-18", "data",
+        "self-check of more layers",
+    ]  # fmt: skip
+    assert {f"if, backend={b}" for b in ("torch", "triton", "spikingjelly")} < rows["equality with the CPU"].keys()
+    assert rows["losses"].keys() > {f"if, loss=sdt, kernels={kernels}" for kernels in ("off", "triton")}
+    assert rows["self-check"]["if, float32, T=2"]["verdict"] == "passed"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MORE)
 def test_more_of_the_same(outcomes, name):

@@ -1,6 +1,7 @@
 """The documentation's own parts: links, tables, what it loads, results in pandas, and the notebook."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -94,6 +95,18 @@ def test_the_notebook_runs():
     assert all(not cell.outputs and cell.execution_count is None for cell in code), "it is committed without outputs"
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT / "docs")}}).execute()
     assert "image/png" in code[-1].outputs[-1]["data"], "the last cell draws"
+
+
+def test_reports_of_gpus_are_listed(made, tmp_path):
+    page = (ROOT / "docs" / "performance_gpu.md").read_text("utf-8")
+    assert made.with_reports(page) == page, "run: python docs/_pages.py"
+    assert "No report has come in yet." in made.with_reports(page, tmp_path)
+    speeds = {"ours": 400.0, "ours, kernels=off": 100.0, "the same weights on spikingjelly's nodes": 320.0}
+    steps = {"title": "steps: VGG-48, B=32, T=10: training", "rows": {k: {"samples/s": v} for k, v in speeds.items()}}
+    machine = {"GPU": "A100, 80 GiB", "date": "2026-12-24", "driver": "580.1", "torch": "2.13.0", "triton": "3.9.0"}
+    (tmp_path / "a100.json").write_text(json.dumps({"machine": machine, "not_right": ["x"], "tables": [steps]}))
+    row = "| 2026-12-24 | driver 580.1, torch 2.13.0, triton 3.9.0 | 1 | no result | 400 (4x kernels=off, 1.2x spikingjelly) |"
+    assert f"| [A100, 80 GiB](../results/contributed/gpu/a100.md) {row}" in made.with_reports(page, tmp_path)
 
 
 def test_tables_of_choices_are_current(made):
