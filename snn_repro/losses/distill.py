@@ -1,6 +1,5 @@
 """Distillation from a teacher: a finished run of ours, or a network of torchvision with its weights."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ class Taught(Loss):
         "teacher": Setting("", "folder of a finished run, or torchvision/NAME: the network whose logits teach"),
         "teacher_digest": Setting("", "hash of the teacher's weights, found by the run"),
     }
-    teach: Callable[[Tensor], Tensor]
+    teach: Any  # input of the student -> logits [B, K]
 
     @classmethod
     def completed(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -46,9 +45,7 @@ def digest(teacher: str) -> str:
         try:  # the file's name ends with its hash, which torchvision verifies
             return Path(get_model_weights(teacher.removeprefix(TORCHVISION)).DEFAULT.url).stem.rpartition("-")[2]
         except ValueError:
-            raise UserError(
-                f"loss.teacher={teacher} is no network of torchvision; one is torchvision/resnet34"
-            ) from None
+            raise UserError(f"loss.teacher={teacher} is not in torchvision, as torchvision/resnet34 is") from None
     file = Path(teacher, "checkpoint_last.pt")
     return sha256(file)[:16] if file.is_file() and file.with_name("result.json").is_file() else ""
 

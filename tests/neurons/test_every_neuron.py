@@ -113,13 +113,9 @@ def ilif(x, v, p, f):
 
 
 def qb_lif(x, v, p, f):
-    scale, out = np.log1p(np.exp(p.z)), []
-    for x_t in x:
-        h = p.retain * v + x_t
-        o = scale * f.round(np.clip(h / scale, 0, p.max_count))
-        v = h - o
-        out.append((o, v))
-    return out
+    scale = np.log1p(np.exp(p.z))
+    of_ilif = SimpleNamespace(v_threshold=scale, tau=1 / (1 - p.retain), max_count=p.max_count)
+    return [(scale * n, v) for n, v in ilif(x, v, of_ilif, f)]
 
 
 def lifb(x, v, p, f):

@@ -96,9 +96,7 @@ def test_a_twin_has_the_data_and_the_recipe_of_its_baseline(name):
     config = compared_rows()[name]
     base = rows()[config.baselines[0]]
     assert config.dataset == base.dataset and config.recipe == base.recipe and config.timesteps == base.timesteps
-    if config.neuron.name != base.neuron.name and not name.removesuffix("_same_recipe").endswith(
-        ("trsg", "esp", "qb_lif")
-    ):
+    if config.neuron.name not in (base.neuron.name, "trsg", "lifb", "qb_lif"):
         shared = ("surrogate", "surrogate_width", "fire_at")  # those three have their own
         assert [getattr(config.neuron, k) for k in shared] == [getattr(base.neuron, k) for k in shared]
     assert config.paper_row is None and config.fidelity == "extended" and set(base.caveats) <= set(config.caveats)
