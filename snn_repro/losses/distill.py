@@ -1,4 +1,4 @@
-"""Distillation from a teacher: a finished run of ours, or a network of torchvision with its weights."""
+"""Distillation from a teacher: a finished run, or a trained network of torchvision."""
 
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ TORCHVISION = "torchvision/"
 
 
 class Taught(Loss):
-    """Base class of losses that read a teacher's logits of the same input, `self.taught` [B, K].
+    """Base class of losses with a teacher, whose logits are `self.taught` [B, K].
 
-    A subclass adds its settings to these. Training sets `teach` to what trained/load.py builds. The digest makes the
-    teacher's weights part of the configuration's hash.
+    A subclass adds its settings to these. Training sets `teach` (`load_teacher` of trained/load.py) and calls
+    `begin_batch`. The digest makes the teacher's weights part of the configuration's hash.
     """
 
     settings = {
@@ -38,7 +38,7 @@ class Taught(Loss):
 
 
 def digest(teacher: str) -> str:
-    """Hash of a teacher's weights; "" without a finished run. Raises UserError for an unknown network of torchvision."""
+    """Hash of a teacher's weights; "" for no finished run. Raises UserError: unknown network."""
     if teacher.startswith(TORCHVISION):
         from torchvision.models import get_model_weights  # takes seconds to import
 

@@ -14,7 +14,7 @@ from snn_repro.settings import Setting
 
 @register_loss("trt")
 class TRT(Loss):
-    """TET mixed with a squared error, plus a weight penalty that fades over time (2025, arXiv:2506.19256).
+    """TET and squared error, plus a weight penalty that fades over time (2025, arXiv:2506.19256).
 
         mean_t [(1 - eta) CE(y[t], q) + eta mean((y[t] - q)^2) + sum_w d[t](w) w^2]
         d[t](w) = lam / (1 + (e^(decay t) - 1) (|w| + 1e-5))

@@ -1,6 +1,6 @@
-"""Load the trained network of a run, from its folder or a safetensors export, and the teacher of a loss.
+"""Load the trained network of a run, from its folder or a safetensors export.
 
-Also counts operations of a finished run, and holds what the commands on a run share.
+Also loads the teacher of a loss, counts operations of a finished run, and holds what the commands on a run share.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _exported(path: Path) -> dict[str, Any]:
 
 
 def load_teacher(config: Config, data: Data, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The frozen teacher of `config.loss`: the student's input, images or frames -> logits [B, K], without gradient.
+    """The frozen teacher of `config.loss`, without gradient: input of the student -> logits [B, K].
 
     A run's logits are those of its readout. The random generators stay as they were. Raises UserError if the teacher
     cannot be loaded, has changed, or is of other data or test samples, which it may have been trained on.
