@@ -126,8 +126,8 @@ def load_teacher(config: Config, data: Data, device: torch.device) -> Callable[[
     """
     name, given, d = config.loss.teacher, config.loss.teacher_digest, config.dataset
     if not (found := digest(name)) or found != given:
-        why = f"has other weights ({found}) than loss.teacher_digest={given}" if found else "is none"
-        raise UserError(f"loss.teacher={name} {why}; give the folder of a finished run, or torchvision/NAME")
+        why = f"has other weights ({found}) than loss.teacher_digest={given}" if found else "is no finished run"
+        raise UserError(f"loss.teacher={name} {why}; name the folder of one, or torchvision/NAME")
     kinds = ("dataset", "channel order", "classes", "input shape", "test samples")
     ours = (d.name, d.channel_order, data.num_classes, [*data.input_shape], data.split.sha256_test[:12])
     theirs: tuple[Any, ...] = ("imagenet1k", "rgb", 1000)

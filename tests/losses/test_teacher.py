@@ -148,7 +148,7 @@ def test_a_teacher_is_frozen_and_its_weights_are_in_the_hash(teacher, quick, tmp
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("", "loss.teacher= is none; give the folder of a finished run, or torchvision/NAME"),
+        ("", "loss.teacher= is no finished run; name the folder of one, or torchvision/NAME"),
         ("loss.teacher=torchvision/resnet34", r"for dataset imagenet1k \(here digits\), classes 1000 \(here 10\)"),
         ("loss.teacher=torchvision/resnet35", "loss.teacher=torchvision/resnet35 is not in torchvision"),
     ],
