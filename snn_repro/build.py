@@ -85,6 +85,7 @@ def adapt_surrogates(model: nn.Module, loss_fn: Loss, x: Tensor, target: Tensor)
         if isinstance(module, Spike) and SURROGATES[module.surrogate].adapt:
             spikes.setdefault(module.surrogate, []).append(module)
     for name, those in spikes.items():
+        loss_fn.begin_batch(x)
         with torch.random.fork_rng(), same_statistics(model):
             SURROGATES[name].adapt(model, those, lambda: loss_fn(model(x, last_step=loss_fn.last_step).float(), target))
 

@@ -3,7 +3,7 @@
 `energy_report` counts one batch. A convolution or linear layer with binary input costs one accumulation (AC) for each
 spike and each weight it meets: a synaptic operation. Any other input (pixels, event counts, sums of a SEW block,
 averages of a pool) costs multiply-accumulates (MAC). Counts that represent several spikes in inference
-(`Neuron.max_count` above 1) cost one AC for each of these spikes. Constants: 45 nm, 32-bit floating point (Horowitz,
+(`Neuron.max_count` above 1), alone or times one layer's `Neuron.scale`, cost one AC for each of these spikes. Constants: 45 nm, 32-bit floating point (Horowitz,
 ISSCC 2014). Norm layers are not counted, since they fold into the convolution before them.
 
 `neurobench` counts batch by batch over a test set, without the package. Its keys and rules are those of NeuroBench 2.3
@@ -61,9 +61,11 @@ def energy_report(model: nn.Module, batch: Tensor) -> dict[str, Any]:
     norms = [nn.modules.batchnorm._BatchNorm]
     synop, mac = op_counter.SynOpCounter(extra_ignore_modules=norms), op_counter.MACCounter(extra_ignore_modules=norms)
     most = max((m.max_count for m in model.modules() if isinstance(m, Neuron)), default=1)
+    with torch.no_grad():
+        scales = {float(m.scale) for m in model.modules() if isinstance(m, Neuron)}
     if most > 1:
         for counter in (synop, mac):
-            counter.rules = {op: _by_spike(rule, most, batch) for op, rule in counter.rules.items()}
+            counter.rules = {op: _by_spike(rule, most, scales, batch) for op, rule in counter.rules.items()}
     cost = op_counter.SimpleEnergyCostConfig(E_MAC_PJ, E_AC_PJ, E_MEMORY_PJ_PER_BYTE)
     config = op_counter.SimpleEnergyConfig(cost_config=cost)
     training = model.training
@@ -93,17 +95,19 @@ def energy_report(model: nn.Module, batch: Tensor) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _by_spike(rule: Callable, most: int, batch: Tensor) -> Callable:
-    """Wrap a counter's rule: counts 0..most (not in `batch` itself) cost one per spike."""
+def _by_spike(rule: Callable, most: int, scales: set[float], batch: Tensor) -> Callable:
+    """Wrap a counter's rule: counts 0..most (not in `batch` itself) times a scale cost one per spike."""
     raw = batch.untyped_storage().data_ptr()
 
     def count(args, kwargs, out):
         for i, x in enumerate(args):
             if not isinstance(x, Tensor) or x.dim() < 2 or x.untyped_storage().data_ptr() == raw:
                 continue
-            if 1 < x.max() <= most and bool(((x >= 0) & (x == x.round())).all()):
-                levels = range(1, int(x.max()) + 1)
-                return sum(rule((*args[:i], (x >= n).to(x.dtype), *args[i + 1 :]), kwargs, out) for n in levels)
+            for scale in scales:
+                n = (x / scale).round()
+                if 0 < n.max() <= most and bool(((x >= 0) & (x == scale * n)).all()):
+                    ones = ((n > k).to(x.dtype) for k in range(int(n.max())))
+                    return sum(rule((*args[:i], one, *args[i + 1 :]), kwargs, out) for one in ones)
         return rule(args, kwargs, out)
 
     return count

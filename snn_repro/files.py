@@ -1,7 +1,8 @@
-"""Atomic file writing, and lock files."""
+"""Atomic file writing, lock files, and the hash of a file."""
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -39,6 +40,12 @@ def replace_atomically(target: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def sha256(file: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def unguessable(target: Path) -> Path:

@@ -87,10 +87,14 @@ class Registry(UserDict[str, Any]):
         return {key: s for name in (self.ours() if ours else self) for key, s in self.own(name).items()}
 
     def checked(self, name: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Every setting of a thing with its checked or default value; raises UserError."""
+        """Every setting of a thing with its checked or default value; raises UserError.
+
+        A class with a `completed(values)` may replace values, such as the hash of a file that another one names.
+        """
         if name not in self:
             raise UserError(self.unknown(name))
-        return all_values(self.group, self.settings(name, given), given, (self, *self.inner.values()), name)
+        values = all_values(self.group, self.settings(name, given), given, (self, *self.inner.values()), name)
+        return getattr(self[name], "completed", dict)(values)
 
 
 def all_values(

@@ -31,6 +31,7 @@ from snn_repro.data.augment.rpg import relevance
 from snn_repro.data.batches import derive_seed, feed
 from snn_repro.errors import Interrupted, StopRequest, TrainingError, UserError, in_one_sentence, stop_requests
 from snn_repro.losses import Loss
+from snn_repro.losses.distill import Taught
 from snn_repro.metrics import correct_cumulative, correct_per_step, count_correct, sees_future
 from snn_repro.models import count_parameters
 from snn_repro.neurons import firing_rates
@@ -42,7 +43,7 @@ from snn_repro.runs.folder import Follower, RunFolder, fingerprint, open_folder
 from snn_repro.runs.loggers import Loggers
 from snn_repro.runs.result import RunResult, build_result, epoch_line, selection, summary
 from snn_repro.runtime import Precision, parts_of_a_batch, pick_device
-from snn_repro.trained.load import count_operations, repeated
+from snn_repro.trained.load import count_operations, load_teacher, repeated
 
 log = logging.getLogger("snn_repro")
 _running = threading.Lock()
@@ -180,6 +181,8 @@ def built(
         if isinstance(step, GuidedAugmentation):
             step.relevance = partial(relevance, model, parts=config.recipe.accumulate)
     loss_fn = loss_of(config)
+    if isinstance(loss_fn, Taught):
+        loss_fn.teach = load_teacher(config, data, device)
     imp = dict(imp_lr=config.neuron.imp_lr, imp_weight_decay=config.neuron.imp_weight_decay)
     optimizer = build_optimizer(model, config.recipe, **imp)
     loss_fn.watch(model)
@@ -274,6 +277,7 @@ class Training:
         for i, (part_x, part_target) in enumerate(split):
             with contextlib.nullcontext() if i == parts - 1 else distributed.without_sync(self.net):
                 with self.amp.autocast():
+                    self.loss_fn.begin_batch(part_x)
                     logits = self.net(part_x, last_step=self.loss_fn.last_step).float()
                 # gradients are averaged over the processes, so this weighs every sample by 1 / n_all
                 loss = self.loss_fn(logits, part_target) * (len(part_target) * size / n_all)

@@ -69,7 +69,7 @@ def test_shells_get_what_hydra_has(monkeypatch, capsys):
 
     assert "hydra_bash_completion" in said("install=bash") == said("install=zsh")
     assert "complete -c snn-train -x -a '(hydra_fish_completion)'" in said("install=fish")
-    for typed, found in (("loss=s", ["loss=sdt", "loss=strong2weak"]), ("logger=te", ["logger=tensorboard"])):
+    for typed, found in (("loss=st", ["loss=sta", "loss=strong2weak"]), ("logger=te", ["logger=tensorboard"])):
         monkeypatch.setenv("COMP_LINE", f"snn-train {typed}")
         assert said("query=fish").split() == found
 

@@ -84,7 +84,7 @@ def axes() -> dict[str, Axis]:
     return {
         "initial": initial,
         "neuron": neuron,
-        "loss": Axis("Loss", "loss", tuple(choices("loss"))),
+        "loss": Axis("Loss", "loss", tuple(n for n in choices("loss") if "teacher" not in LOSSES.own(n))),
         "norm": Axis("Norm", "model.norm", tuple(NORMS)),
         "surrogate": Axis(
             "Surrogate gradient", "neuron.surrogate", tuple(SURROGATES), ("neuron.surrogate_width=null",)

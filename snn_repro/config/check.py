@@ -343,7 +343,7 @@ def conf_files(group: str) -> dict[str, Path]:
 
 # {key: choices without code by their authors}
 TEXT_ONLY = {
-    "neuron.name": ("klif",), "neuron.surrogate": ("dspike", "dspike_adaptive"), "model.norm": ("tdbn",),
+    "neuron.name": ("klif", "lnm", "qb_lif"), "neuron.surrogate": ("dspike", "dspike_adaptive"), "model.norm": ("tdbn",),
     "loss.name": ("rmp", "strong2weak", "weak2strong"),
 }  # fmt: skip
 TEXT_ONLY_NOTE = "text only (no code of its authors was found)"

@@ -5,7 +5,8 @@ y[t] are the logits of time step t, q the target distribution, CE the cross entr
     tet    (1 - lam) mean_t CE(y[t], q) + lam mean((y - phi)^2)    readout: mean over time
     tet_s  mean_t CE(y[t], q'),  q' = (1 - epsilon) q + epsilon/K  readout: mean over time
     lts    CE(y[T-1], q)                                           readout: last step
-    strong2weak, weak2strong, tks, rmp: sdt plus a further term    readout: mean over time
+    strong2weak, weak2strong, tks, rmp, distill: sdt and a further term   readout: mean over time
+    sta, trt, seal_kd: tet and further terms                       readout: mean over time
 `@register_loss("name")` above a class adds a loss. Logits are [T, B, K]. Targets are class indices int [B] or, after
 Mixup or CutMix, distributions float [B, K] where accepted (`soft_targets`). Losses use float32 at least.
 """

@@ -52,6 +52,9 @@ class Loss:
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Prepare for epoch `epoch` (from 0) of `epochs`; called after a resume too."""
 
+    def begin_batch(self, x: Tensor) -> None:
+        """Read the network's augmented input x; called before each batch of training."""
+
     def watch(self, model: nn.Module) -> None:
         """Attach hooks for what the loss reads besides logits; called once before training.
 

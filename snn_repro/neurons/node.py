@@ -56,6 +56,7 @@ class Neuron(Layer):
     wired = False  # the number of time steps is fixed by the parameters
     states: Any = 1  # state variables per neuron; None: the inputs of the steps that an output sees
     max_count = 1  # largest number of spikes one output represents, each a synaptic operation; see energy.py
+    scale: Any = 1.0  # output of one spike, where the next layer's weights can absorb it
     # callback(layer, h, s) after every forward of the reference `steps`; h and s are lists of T tensors [B, ...]
     watch: Callable[["Neuron", list[Tensor], list[Tensor]], None] | None = None
 

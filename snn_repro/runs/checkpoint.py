@@ -1,7 +1,6 @@
 """Checkpoints: written atomically, verified when read, loaded without executing code."""
 
 import argparse
-import hashlib
 import io
 import os
 import random
@@ -15,7 +14,7 @@ import torch
 
 from snn_repro.config import differing
 from snn_repro.errors import UserError, brief
-from snn_repro.files import replace_atomically, unguessable
+from snn_repro.files import replace_atomically, sha256, unguessable
 from snn_repro.neurons import initial_states, is_initial_state
 from snn_repro.optim import load_optimizer, parameter_kind
 
@@ -147,12 +146,6 @@ def find_weights(name: str, data_dir: str | None) -> Path:
     if published and not (digest := sha256(file)).startswith(published[2]):
         raise CheckpointError(f"{file} does not match its name: its SHA-256 is {digest[:8]}...; download it again")
     return file
-
-
-def sha256(file: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def weights_of(content: dict, path: Path, advice: str = "") -> dict[str, torch.Tensor]:

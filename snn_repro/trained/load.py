@@ -1,6 +1,6 @@
 """Load the trained network of a run, from its folder or a safetensors export.
 
-Also counts operations of a finished run, and holds what the commands on a run share.
+Also loads the teacher of a loss, counts operations of a finished run, and holds what the commands on a run share.
 """
 
 import json
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from snn_repro import console, distributed
@@ -22,6 +23,7 @@ from snn_repro.data.dataset import DataSet
 from snn_repro.energy import energy_report, neurobench
 from snn_repro.errors import UserError, in_one_sentence
 from snn_repro.files import write_json
+from snn_repro.losses.distill import TORCHVISION, digest
 from snn_repro.registry import SETS
 from snn_repro.runs import checkpoint
 from snn_repro.runs.folder import CONFIG, NEUROBENCH, RESULT, Follower, RunFolder
@@ -109,6 +111,45 @@ def _exported(path: Path) -> dict[str, Any]:
         return content
     except (OSError, ValueError, TypeError, KeyError, RecursionError, SafetensorError) as error:
         raise checkpoint.CheckpointError(f"{path} is not a complete export: {error}; export the run again") from None
+
+
+# ---------------------------------------------------------------- a teacher
+
+
+def load_teacher(config: Config, data: Data, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The frozen teacher of `config.loss`, without gradient: input of the student -> logits [B, K].
+
+    A run's logits are those of its readout. The random generators stay as they were. Raises UserError if the teacher
+    cannot be loaded, has changed, or is of other data or test samples, which it may have been trained on.
+    """
+    name, given, d = config.loss.teacher, config.loss.teacher_digest, config.dataset
+    if not (found := digest(name)) or found != given:
+        why = f"has other weights ({found}) than loss.teacher_digest={given}" if found else "is no finished run"
+        raise UserError(f"loss.teacher={name} {why}; name the folder of one, or torchvision/NAME")
+    kinds = ("dataset", "channel order", "classes", "input shape", "test samples")
+    ours = (d.name, d.channel_order, data.num_classes, [*data.input_shape], data.split.sha256_test[:12])
+    theirs: tuple[Any, ...] = ("imagenet1k", "rgb", 1000)
+    with torch.random.fork_rng(devices=[]):
+        if run := None if name.startswith(TORCHVISION) else load_run(name):
+            its, sha = run.config.dataset, run.result.split_sha256[:12] if run.result else None
+            theirs = (its.name, its.channel_order, run.num_classes, [*run.input_shape], sha)
+        if wrong := [f"{k} {a} (here {b})" for k, a, b in zip(kinds, theirs, ours, strict=False) if a != b]:
+            raise UserError(f"loss.teacher={name} was trained for {', '.join(wrong)}; choose one of the same data")
+        network = run.model if run else _torchvision(name.removeprefix(TORCHVISION))
+    network.eval().requires_grad_(False).to(device)
+    readout = loss_of(run.config).readout if run else nn.Identity()
+    return torch.no_grad()(lambda x: readout(network(x)))
+
+
+def _torchvision(name: str) -> nn.Module:
+    from torchvision.models import get_model  # takes seconds to import
+
+    try:
+        with distributed.main_first():
+            return get_model(name, weights="DEFAULT")
+    except (OSError, RuntimeError) as error:  # no network, or a damaged file
+        why, folder = " ".join(str(error).split())[:120], f"{torch.hub.get_dir()}/checkpoints"
+        raise UserError(f"torchvision cannot load the teacher {name} ({why}); put its weights in {folder}") from None
 
 
 # ---------------------------------------------------------------- a finished run

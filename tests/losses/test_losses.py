@@ -39,9 +39,10 @@ def test_readout(name):
 
 
 def ready(name):
-    """A loss as training has it: rmp watches a network, of which no forward pass was made here."""
+    """A loss as training has it: rmp watches a network, of which no forward pass was made here; a teacher taught."""
     loss = build_loss(name)
     loss.watch(torch.nn.Sequential(build_neuron("if")))
+    loss.taught = torch.tensor(GOLDEN["y"])[0]
     return loss
 
 

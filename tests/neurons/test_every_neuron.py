@@ -112,6 +112,12 @@ def ilif(x, v, p, f):
     return out
 
 
+def qb_lif(x, v, p, f):
+    scale = np.log1p(np.exp(p.z))
+    of_ilif = SimpleNamespace(v_threshold=scale, tau=1 / (1 - p.retain), max_count=p.max_count)
+    return [(scale * n, v) for n, v in ilif(x, v, of_ilif, f)]
+
+
 def lifb(x, v, p, f):
     out = []
     for x_t in x:
@@ -167,6 +173,8 @@ REFERENCE = {
     "ilif": ilif,
     "lifb": lifb,
     "trsg": trsg,
+    "qb_lif": qb_lif,
+    "lnm": plain(lambda v, x, p: sum(c * v**k for k, c in enumerate(p.c)) + x),
     "psn": parallel(lambda p, steps: p.weight),
     "masked_psn": parallel(masked),
     "sliding_psn": parallel(sliding),
@@ -180,7 +188,7 @@ VARIANTS = [(name, {}) for name in NEURONS] + [
     ("clif", dict(v_threshold=0.5, tau=1.5)), ("glif", dict(share="layer")),
     ("ilif", dict(max_count=2, v_threshold=0.5)), ("lifb", dict(v_threshold=0.2, kappa_trainable=True)),
     ("lifb", dict(tau=1.5, decay_input=False)), ("trsg", dict(v_threshold=0.5, tau=1.5)), ("masked_psn", dict(order=2)),
-    ("sliding_psn", dict(order=2)),
+    ("sliding_psn", dict(order=2)), ("qb_lif", dict(max_count=2, v_threshold=0.5)), ("lnm", dict(degree=1, retain=0.9)),
 ]  # fmt: skip
 IDS = [f"{name}-{'-'.join(f'{k}={v}' for k, v in more.items())}" for name, more in VARIANTS]
 
@@ -272,6 +280,8 @@ STARTS = {  # settings, and what each parameter of the equation is at first
     "glif": ({}, lambda n: (torch.stack([n.tau, n.v_th, n.leak, n.v_re, n.conduct[0], n.conduct[3]]).sigmoid(),
                             torch.tensor([0.25, 0.5, 0.0625, 0.5, 0.5, 0.5]).view(6, 1).expand(6, 3))),
     "trsg": (dict(tau=3.0, v_threshold=0.8), lambda n: (torch.stack([n.w.sigmoid(), n.v_threshold]), torch.tensor([1 / 3, 0.8]))),
+    "qb_lif": (dict(v_threshold=0.8), lambda n: (n.scale, 0.8)),
+    "lnm": (dict(retain=0.25), lambda n: (n.c, torch.tensor([0, 0.25, 0, 0]))),
     "psn": ({}, lambda n: (n.bias.flatten(), -torch.ones(T))),
     "masked_psn": ({}, lambda n: (n.bias.flatten(), -torch.ones(T))),
     "sliding_psn": (dict(v_threshold=0.5), lambda n: (torch.cat([n.weight, n.bias.view(1)]), torch.tensor([0.125, 0.25, 0.5, 1, -0.5]))),
@@ -396,16 +406,18 @@ def test_a_yaml_holds_the_published_settings(choice):
 # ---------------------------------------------------------------- counts of spikes
 
 
-@pytest.mark.parametrize(("name", "by_spike"), [("ilif", True), ("lifb", False), ("if", True)])
+@pytest.mark.parametrize(("name", "by_spike"), [("ilif", True), ("qb_lif", True), ("lifb", False), ("if", True)])
 def test_energy_takes_counts_for_what_they_are(name, by_spike):
-    """I-LIF's count n is n accumulations; a burst of LIFB, whose spikes weigh 1.5, is a multiplication; raw counts too."""
+    """I-LIF's count n is n accumulations, and QB-LIF's of any scale; a burst of LIFB, whose spikes weigh 1.5, is a multiplication; raw counts too."""
     torch.manual_seed(0)
-    sn, fc = build_neuron(name, state_shape=(6,), timesteps=T), torch.nn.Linear(6, 7)
+    scale = {"v_threshold": 0.7} if name == "qb_lif" else {}
+    sn, fc = build_neuron(name, state_shape=(6,), timesteps=T, **scale), torch.nn.Linear(6, 7)
     model = torch.nn.Sequential(torch.nn.Linear(6, 6), sn, fc)
     frames = torch.randint(0, 3, (T, B, 1, 1, 6)).float()
     with torch.no_grad():
         model[0].weight.mul_(8)
     out = sn(model[0](frames)).detach()
+    out = sn.counts(out) if scale else out
     report = energy_report(model, frames)
     assert report["layers"]["0"] == {"macs": T * 6 * 6, "synops": 0}
     assert (out > 1).any() == (name != "if")

@@ -23,7 +23,8 @@ def test_every_choice_is_run_once_a_data_set():
         everything = {"initial": INITIAL_STATES, "neuron": NEURONS, "norm": NORMS, "surrogate": SURROGATES}
         for axis, registry in everything.items():
             assert chosen[axis] == {*registry} - {base[axis]}, axis
-        assert {*LOSSES} - {base["loss"]} <= chosen["loss"]
+        alone = {n for n in LOSSES if "teacher" not in LOSSES.own(n)}
+        assert alone - {base["loss"]} <= chosen["loss"] and "distill" not in chosen["loss"]
 
 
 def test_commands_compose_and_exchange_one_thing(capsys):
