@@ -144,8 +144,8 @@ def _wrong(c: Config) -> Iterator[str]:
         yield f"augment.label_smoothing={a.label_smoothing} would smooth labels twice with loss=tet_s; use loss.epsilon"
     if r.warmup_epochs >= r.epochs and r.warmup_epochs > 0:
         yield f"recipe.warmup_epochs={r.warmup_epochs} leaves no epoch of recipe.epochs={r.epochs}; make it smaller"
-    if r.min_lr > r.lr:
-        yield f"recipe.min_lr={r.min_lr} is above recipe.lr={r.lr}; make it smaller"
+    if r.min_lr > (lr := r.scaled().lr):
+        yield f"recipe.min_lr={r.min_lr} is above recipe.lr={lr}{' (scaled by recipe.lr_per)' * bool(r.lr_per)}; make it smaller"
     if r.accumulate > r.batch_size:
         yield f"recipe.accumulate={r.accumulate} exceeds recipe.batch_size={r.batch_size}; make it smaller"
     yield from _misplaced(a, facts)
@@ -215,6 +215,7 @@ _IDLE: tuple[tuple[str, Callable[[Config], Any], str, str], ...] = (
     ("logger.mode logger.entity logger.tags", lambda c: c.logger.to.get("wandb") or c.logger.mode == "disabled", "logger.to", "logger=wandb, or logger=[wandb,...] for several"),
     ("logger.project", lambda c: any(map(c.logger.to.get, ("wandb", "trackio"))), "logger.to", "logger=wandb or trackio, or both in a list"),
     ("recipe.no_decay", lambda c: c.recipe.weight_decay > 0, "recipe.weight_decay", "recipe.weight_decay above 0"),
+    ("model.conv_init", lambda c: c.model.init == "torch", "model.init", "model.init=torch"),
     ("loss.phi", lambda c: c.loss.lam > 0, "loss.lam", "loss.lam above 0"),
 )  # fmt: skip
 
@@ -393,9 +394,10 @@ def help_text() -> str:
         for name in registry:
             for k, setting in registry.own(name).items():
                 own.setdefault((registry.group, k, *_meaning(setting)), []).append(name)
+    sizes = {registry.group: len(registry) for choices in OWN.values() for registry in choices}
     lines = [(name, *_meaning(setting)) for name, setting in _shared(Config).items()]
     for (of, k, meaning, allowed), names in own.items():
-        group, of = of.split(".")[0], "" if of == "augment" else f"{of}={', '.join(names)}: "
+        group, of = of.split(".")[0], "" if of == "augment" or len(names) == sizes[of] else f"{of}={', '.join(names)}: "
         known = [name for name in TEXT_ONLY.get(f"{group}.{k}", ()) if name in allowed]
         meaning += f"; {TEXT_ONLY_NOTE}: {', '.join(known)}" * bool(known)
         lines.append((f"{group}.{k}", of + meaning, allowed))

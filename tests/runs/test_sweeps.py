@@ -108,7 +108,7 @@ def test_finished_means_the_same_configuration(tmp_path, monkeypatch, capsys):
         (job.folder / "result.json").write_text(json.dumps({"config_hash": known}))
     (first.folder / "status.json").write_text(status(first.config))
     launched = []
-    monkeypatch.setattr(sweeps, "launch", lambda overrides, jobs, task: launched.append([j.folder for j in jobs]))
+    monkeypatch.setattr(sweeps, "launch", lambda overrides, jobs, *_: launched.append([j.folder for j in jobs]))
     base = [*SHORT, "seed=0,1", f"hydra.sweep.dir={tmp_path}"]
     for more in ([], ["skip_finished=false"], ["force=true"]):
         assert sweeps.run_sweep([*base, *more], ["-m", *more, "x"], None) == 1
