@@ -155,10 +155,11 @@ _stopped = False  # in a joblib worker: a signal asked to stop, so no further ru
 
 
 def task(node: Any, flag: Path | None = None) -> float | None:
-    """Run one job of a sweep; a failure is recorded and the sweep continues, unless `flag` names a failed run.
+    """Run one job of a sweep; a failure is recorded and the sweep continues.
 
-    Returns the value that a search maximises: the validation accuracy of the epoch selected by validation, or, without
-    a validation part, the test accuracy of the last epoch.
+    flag: with fail_fast, the file in which a failed run writes its folder; once it exists, no run starts. Returns the
+    value that a search maximises: the validation accuracy of the epoch selected by validation, or, without a validation
+    part, the test accuracy of the last epoch.
     """
     global _stopped
     warnings.formatwarning = console.one_line  # this may be a worker process

@@ -31,9 +31,9 @@ def class_folders(folder: str | Path) -> dict[str, Path]:
 
 @reading()
 def images_in(folder: str | Path, known: tuple[str, ...] = EXTENSIONS) -> list[str]:
-    """Relative paths of the visible images (files that end in one of `known`) below a folder, sorted by folder and name.
+    """Relative paths of the visible images below a folder, sorted by folder and name.
 
-    Raises DataError if there are none, and for a link that leads in a circle.
+    known: their endings, in lower case. Raises DataError if there are none, and for a link that leads in a circle.
     """
     found, seen = [], set()
 

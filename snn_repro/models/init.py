@@ -26,13 +26,13 @@ def keep(network: nn.Module) -> None:
 
 @register_init("kaiming")
 def kaiming(network: nn.Module) -> None:
-    """N(0, 2 / fan-in) for convolutions and linear layers, biases 0 (He et al., ICCV 2015, arXiv:1502.01852)."""
+    """He's: N(0, 2 / fan-in) for convolutions and linear layers, biases 0 (arXiv:1502.01852)."""
     blocks.kaiming(network, zero_bias=True, mode="fan_in", kinds=WEIGHTED)
 
 
 @register_init("nda")
 def nda(network: nn.Module) -> None:
-    """N(0, 2 / fan-out) for convolutions with biases 0; linear layers keep theirs (NDA's code; Li et al., ECCV 2022)."""
+    """NDA's (Li et al., ECCV 2022): N(0, 2 / fan-out) and bias 0 for convolutions only."""
     blocks.kaiming(network, zero_bias=True)
 
 

@@ -270,8 +270,9 @@ def report(jobs: list[Job], before: int, argv: list[str], problem: str | None = 
 def launch(overrides: list[str], jobs: list[Job], task: Callable, flag: Path | None = None) -> None:
     """Run the jobs with the launcher chosen by `hydra/launcher=`, and wait for them.
 
-    flag: file that names a failed run, after which no job starts (`fail_fast`). A killed joblib worker ends the workers beside it. The interrupted jobs are then run again one at a time, so that
-    the cause cannot affect the others, and given up the second time. Raises UserError if the queue refuses the jobs.
+    flag: see `cli.task`. A killed joblib worker ends the workers beside it. The interrupted jobs are then run again one
+    at a time, so that the cause cannot affect the others, and given up the second time. Raises UserError if the queue
+    refuses the jobs.
     """
     with multirun_config(overrides) as (node, context):
         kind = node.hydra.launcher._target_.rsplit(".", 1)[-1]

@@ -235,6 +235,60 @@ def test_faery_reads_what_it_wrote(tmp_path, suffix, version):
         read_recording(b"nothing of the kind", "a.aedat4")
 
 
+def of_table(table, *keys):
+    return [np.asarray(table[key]).astype(np.int64) for key in keys]
+
+
+def by_expelliarmus(path):
+    encoding = "dat" if path.suffix == ".dat" else "evt2"  # it takes EVT 3's clock for another
+    return of_table(pytest.importorskip("expelliarmus").Wizard(encoding=encoding, fpath=str(path)).read(), *"txyp")
+
+
+def by_evt3(path):
+    table = pytest.importorskip("evt3").decode_file(str(path)).to_dict()
+    return of_table(table, "timestamp", "x", "y", "polarity")
+
+
+def by_aedat(path):
+    packets = [packet["events"] for packet in pytest.importorskip("aedat").Decoder(path) if "events" in packet]
+    return of_table(np.concatenate(packets), "t", "x", "y", "on")
+
+
+def by_dv(path):
+    batches, recording = [], pytest.importorskip("dv_processing").io.MonoCameraRecording(str(path))
+    while (batch := recording.getNextEventBatch()) is not None:
+        batches.append(batch.numpy())
+    return of_table(np.concatenate(batches), "timestamp", "x", "y", "polarity")
+
+
+def by_event_stream(path):
+    with pytest.importorskip("event_stream").Decoder(str(path)) as packets:
+        t, x, y, p = of_table(np.concatenate([*packets]), "t", "x", "y", "on")
+    return t, x, 479 - y, p  # ES counts rows from below
+
+
+@pytest.mark.parametrize(
+    "file, independent",
+    [
+        ("a.aedat4", by_aedat), ("a.aedat4", by_dv), ("evt2.raw", by_expelliarmus), ("evt3.raw", by_evt3),
+        ("a.dat", by_expelliarmus), ("a.es", by_event_stream),
+    ],
+)  # fmt: skip
+def test_camera_files_are_read_as_by_an_independent_reader(tmp_path, file, independent):
+    """40 s of 640x480 pixels: EVT 3's clock of 24 bits turns over twice. Times are relative to the first event."""
+    faery, n, rng = pytest.importorskip("faery"), 20_000, np.random.default_rng(0)
+    written = np.zeros(n, faery.EVENTS_DTYPE)
+    written["t"] = 7_000 + 2_000 * np.arange(n) + rng.integers(0, 2_000, n)
+    written["x"], written["y"], written["p"] = (rng.integers(0, high, n) for high in (640, 480, 2))
+    path = tmp_path / file
+    faery.events_stream_from_array(written, (640, 480)).to_file(path, version=path.stem if path.stem != "a" else None)
+    found, size = read_recording(path.read_bytes(), file)
+    assert size == (480, 640) and len(found.t) == n
+    for t, x, y, p in (independent(path), of_table(written, *"txyp")):
+        assert np.array_equal(found.t - found.t[0], t - t[0])
+        assert all(np.array_equal(ours, theirs) for ours, theirs in zip(found[1:], (x, y, p), strict=True))
+
+
 def test_faery_is_asked_for_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "faery", None)
     with pytest.raises(UserError, match="a.raw is read by faery, which is not installed: pip install faery"):
