@@ -97,17 +97,16 @@ def test_a_finished_run_continues_for_more_epochs(quick, tmp_path, caplog):
     run(quick(*constant, "recipe.epochs=1"), str(tmp_path / "more"))
     assert "; lr 0.01 = 0.005 x 32 / 16; " in caplog.text
     more = run(quick(*constant, "recipe.epochs=2"), str(tmp_path / "more"))
-    assert numbers(more) == numbers(whole) and lines(tmp_path / "more") == lines(tmp_path / "whole")
-    assert more.changed_on_resume == ["recipe.epochs: 1 -> 2 from epoch 1, step 0"] and not whole.changed_on_resume
+    assert more.changed_on_resume == ["recipe.epochs: 1 -> 2 from epoch 1, step 0"]
+    assert numbers(more | {"changed_on_resume": []}) == numbers(whole)
+    assert lines(tmp_path / "more") == lines(tmp_path / "whole")
     assert json.loads((tmp_path / "more/result_1_epochs.json").read_text())["epochs"] == 1
     faster = "with which recipe.schedule=cosine gives epoch 2 the learning rate 0.00375, not 0.0025"
-    for words, before, after, changed in (
-        (constant, 2, 3, []), (constant, 3, 2, ["recipe.epochs: 3 -> 2"]),
-        ([], 2, 3, [f"recipe.epochs: 2 -> 3, {faster}"]),
-        ([*constant, "loss=tks"], 2, 3, ["recipe.epochs: 2 -> 3, on which loss=tks depends"]),
+    for words, changed in (
+        (constant, []), ([], [f"recipe.epochs: 2 -> 3, {faster}"]),
+        ([*constant, "loss=tks"], ["recipe.epochs: 2 -> 3, on which loss=tks depends"]),
     ):  # fmt: skip
-        then, now = (quick(*words, f"recipe.epochs={epochs}") for epochs in (before, after))
-        assert unlike(to_dict(then), now) == changed
+        assert unlike(to_dict(quick(*words)), quick(*words, "recipe.epochs=3")) == changed
     (tmp_path / "more/checkpoint_last.pt").unlink()
     with pytest.raises(UserError, match="has 2 epochs and no checkpoint_last.pt to continue to recipe.epochs=3 from"):
         run(quick(*constant, "recipe.epochs=3"), str(tmp_path / "more"))

@@ -59,20 +59,12 @@ def test_a_sweep_reports_what_failed_and_then_runs_just_that(tmp_path, monkeypat
 
 
 def test_fail_fast_ends_the_sweep_at_the_first_failed_run(tmp_path, monkeypatch, typed):
-    seed, root = random.seed, tmp_path / "runs"
-
-    def fail(value=None, version=2):
-        if value in (6, 7):
-            raise ZeroDivisionError("planted")
-        seed(value, version)
-
-    monkeypatch.setattr(random, "seed", fail)
-    code, out, err = typed("-m", *SHORT, f"hydra.sweep.dir={root}", "seed=5,6,7,8", "fail_fast=true")
-    failed = next(root.rglob("seed6"))
-    assert code == 1 and out.splitlines()[-1] == "sweep: 1 of 4 runs done"
+    monkeypatch.setattr(random, "seed", lambda *_: 1 / 0)
+    code, out, err = typed("-m", *SHORT, f"hydra.sweep.dir={tmp_path}", "seed=5,6", "fail_fast=true")
+    failed = next(tmp_path.rglob("seed5"))
+    assert code == 1 and out.splitlines()[-1] == "sweep: 0 of 2 runs done"
     assert f"snn-train: fail_fast=true: {failed} failed, so no further run was started" in err.splitlines()
-    assert f"  not started: {failed.with_name('seed7')}" in err and f"  not started: {failed.with_name('seed8')}" in err
-    assert not list(root.rglob(".failed*"))
+    assert f"  not started: {failed.with_name('seed6')}" in err and not list(tmp_path.rglob(".failed*"))
 
 
 @pytest.mark.slow

@@ -172,8 +172,8 @@ def test_the_command(digits, tmp_path, monkeypatch, capsys):
     (tmp_path / "all/bad.png").write_text("no picture")
     assert typed(digits, tmp_path / "all", tmp_path / "zero.png") == 0
     out, err = capsys.readouterr()
-    files = [tmp_path / "all/a.jpg", tmp_path / "all/b/one.PNG", tmp_path / "zero.png"]
-    assert [line.split(": ")[0] for line in out.splitlines()] == [*map(str, files)]
+    files = [str(tmp_path / name) for name in ("all/a.jpg", "all/b/one.PNG", "zero.png")]
+    assert [line.split(": ")[0] for line in out.splitlines()] == files
     assert (
         "a.jpg: its 16x16" in err
         and "one.PNG" not in err
