@@ -233,7 +233,8 @@ def configuration(run: Claimed) -> tuple[bool | None, str]:
     """Whether all files have one configuration, and the overrides give it here."""
     mine, epochs = to_dict(run.config), run.config.recipe.epochs
     others = {RESULT: run.result.config} | {name: content["config"] for name, content in run.checkpoints.items()}
-    wrong = [f"{name}: {'; '.join(d)}" for name, other in others.items() if (d := differing(mine, other))]
+    unlike = {name: differing(mine, other) for name, other in others.items() if checkpoint.unlike(other, mine)}
+    wrong = [f"{name}: {'; '.join(changed)}" for name, changed in unlike.items()]
     result = run.result
     said = dict(
         config_hash=config_hash(run.config), recipe_hash=config_hash(run.config, without=("seed",)), seed=run.config.seed,
