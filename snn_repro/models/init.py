@@ -32,7 +32,7 @@ def kaiming(network: nn.Module) -> None:
 
 @register_init("nda")
 def nda(network: nn.Module) -> None:
-    """NDA's (Li et al., ECCV 2022): N(0, 2 / fan-out) and bias 0 for convolutions only."""
+    """NDA's (Li et al., ECCV 2022): N(0, 2 / fan-out), bias 0, for convolutions."""
     blocks.kaiming(network, zero_bias=True)
 
 
@@ -63,7 +63,7 @@ fluctuation.settings = {  # type: ignore[attr-defined]
 
 @torch.no_grad()
 def response(neuron: Neuron) -> torch.Tensor:
-    """Mean potential [T] of neurons that get the input 1 at the first step and never fire. Raises UserError."""
+    """Mean potential [T] after the input 1 at the first step, without spikes. Raises UserError."""
     if type(neuron).charge is Neuron.charge:
         raise UserError(f"model.init=fluctuation needs a potential over time, which neuron={neuron.family} lacks")
     x = torch.zeros(neuron.timesteps or 1, 1, *neuron.state_shape or (1,))
