@@ -94,7 +94,7 @@ def own_settings(things: registry.Registry, name: str) -> list[str]:
     settings, having = things.settings(name), Counter(key for other in things for key in things.settings(other))
     usual = [key for key in settings if things.group != "augment" and having[key] > 2 / 3 * len(things) > 1]
     rows = [
-        (f"`{things.group}.{key}`", f"`{shown(setting.default)}`", cell(setting.help), cell(setting.unit),
+        (f"`{things.group.split('.')[0]}.{key}`", f"`{shown(setting.default)}`", cell(setting.help), cell(setting.unit),
          cell(", ".join(setting.names) or setting.range))
         for key, setting in settings.items() if key not in usual
     ]  # fmt: skip

@@ -141,7 +141,7 @@ def main(arguments: list[str]) -> int:
             " results are not comparable with those on the complete set"
         )
     if report.read:
-        say(f"{report.folder}: {report.samples} recordings, {report.read} of them read now")
+        say(f"{report.folder}: {report.samples} recordings, {report.read} of them read now ({report.speed})")
     else:
         say(f"{report.folder}: {report.samples} recordings, prepared before")
     return 0

@@ -141,11 +141,12 @@ def call_hydra(argv: list[str]) -> int:
 _stopped = False  # in a joblib worker: a signal asked to stop, so no further run starts
 
 
-def task(node: Any) -> float | None:
+def task(node: Any, flag: Path | None = None) -> float | None:
     """Run one job of a sweep; a failure is recorded and the sweep continues.
 
-    Returns the value that a search maximises: the validation accuracy of the epoch selected by validation, or, without
-    a validation part, the test accuracy of the last epoch.
+    flag: with fail_fast, the file in which a failed run writes its folder; once it exists, no run starts. Returns the
+    value that a search maximises: the validation accuracy of the epoch selected by validation, or, without a validation
+    part, the test accuracy of the last epoch.
     """
     global _stopped
     warnings.formatwarning = console.one_line  # this may be a worker process
@@ -153,8 +154,8 @@ def task(node: Any) -> float | None:
     launcher = job.launcher._target_.rsplit(".", 1)[-1]
     if launcher == "JoblibLauncher":
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # between runs the parent process handles it
-        if _stopped:
-            return None
+    if _stopped or (flag and flag.exists()):
+        return None
     config = conf.settled(node, job.overrides.task)
     config.run_dir = job.runtime.output_dir
     sweep = job.sweeper._target_.endswith(".BasicSweeper")
@@ -179,6 +180,8 @@ def task(node: Any) -> float | None:
             raise
         message = sweeps.in_a_sweep(f"{config.run_dir} failed: {type(error).__name__}: {error}")
         log.error(message, exc_info=not isinstance(error, UserError))
+        if flag:
+            flag.write_text(config.run_dir)
         return None
     return result.acc_val if result.acc_val is not None else result.acc_last
 

@@ -125,6 +125,7 @@ def parameter_groups(
 
 def build_optimizer(model: nn.Module, recipe: RecipeConfig, **imp: Any) -> torch.optim.Optimizer:
     """Build the recipe's optimiser (imp: imp_lr, imp_weight_decay); every IMP must exist before this."""
+    recipe = recipe.scaled()
     return OPTIMIZERS[recipe.optimizer].build(parameter_groups(model, recipe, **imp), recipe)
 
 
@@ -158,4 +159,5 @@ def lr_factor(recipe: RecipeConfig, steps_per_epoch: int, step: int) -> float:
 
 def build_schedule(optimizer: torch.optim.Optimizer, recipe: RecipeConfig, steps_per_epoch: int):
     """LambdaLR of `lr_factor`, to be stepped after every optimiser step."""
+    recipe = recipe.scaled()
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(recipe, steps_per_epoch, step))

@@ -115,11 +115,13 @@ def fit(
     """Build the parts, train epoch by epoch, and return the result."""
     state, data, (train_part, val_part, test_part) = built(folder, config, device, stop)
     world, split, (weights, imp) = distributed.world(), data.split, count_parameters(state.model)
+    r, lr = config.recipe, config.recipe.scaled().lr
     log.info(
         f"{config.name} seed {config.seed}: {split.n_train} train, {split.n_val} validation, {split.n_test} test samples; "
         f"{weights:,} weights + {imp:,} IMP; T={config.timesteps}; {device}, {state.amp.name}, "
         f"neurons by {state.conditions['neuron_backend']}"
-        f"{f', {world.size} processes' if world.size > 1 else ''}; {folder.path}"
+        f"{f', {world.size} processes' if world.size > 1 else ''}"
+        f"{f'; lr {lr:g} = {r.lr:g} x {r.batch_size} / {r.lr_per}' if r.lr_per else ''}; {folder.path}"
     )
     history = state.resume()
     if loggers is not None:
@@ -325,7 +327,7 @@ class Training:
         rank, size, _ = distributed.world()
         content, history = None, []
         if rank == 0 and isinstance(self.folder, RunFolder) and self.config.resume == "auto":
-            content = checkpoint.resume(self.folder.path, to_dict(self.config), log.warning, self.data_hashes)
+            content = checkpoint.resume(self.folder.path, self.config, log.warning, self.data_hashes)
             history = self.folder.history(content["epoch"]) if content else []
         content, history = distributed.broadcast((content, history))
         if rank:  # dropout and other draws of the network differ by rank; data order and augmentation do not
@@ -337,9 +339,11 @@ class Training:
         self.epoch, self.step, sums = checkpoint.restore(self.stateful, content, last, rank, size)
         self.sums = EMPTY | sums
         self.saved = f"epoch {self.epoch}, step {self.step}"
-        before = content.get("conditions", {})
+        before = content.get("conditions", {}) | {"recipe.epochs": content["config"]["recipe"]["epochs"]}
         self.changed = content.get("changed", []) + [
-            f"{k}: {before[k]} -> {v} from {self.saved}" for k, v in self.conditions.items() if before.get(k, v) != v
+            f"{k}: {before[k]} -> {v} from {self.saved}"
+            for k, v in [*self.conditions.items(), ("recipe.epochs", self.config.recipe.epochs)]
+            if before.get(k, v) != v
         ]
         log.info(f"resuming at epoch {self.epoch + 1}, step {self.step}")
         if self.changed:

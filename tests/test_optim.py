@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from snn_repro.config import load_config
+from snn_repro.config import ConfigError, load_config
+from snn_repro.config.schema import hashed
 from snn_repro.models import build_model
-from snn_repro.optim import _fused, build_optimizer, load_optimizer, parameter_groups
+from snn_repro.optim import _fused, build_optimizer, build_schedule, load_optimizer, parameter_groups
 
 THEIRS = {
     "sgd": lambda groups, r: torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum, nesterov=r.nesterov, foreach=False),
@@ -56,6 +57,18 @@ def test_one_kernel_updates_all_parameters_on_a_cpu_and_on_cuda():
         return _fused([{"params": [SimpleNamespace(device=torch.device(kind)) for kind in kinds]}])
 
     assert on("cpu", "cpu") and on("cuda:0", "cuda:1") and on("mps") is on("cpu", "cuda") is None
+
+
+def test_the_learning_rate_follows_the_batch(two):
+    """Of all processes and parts: accumulation does not change it. min_lr is as given, and so is the hash of old runs."""
+    words = ["recipe.lr=0.1", "recipe.batch_size=64", "recipe.min_lr=0.01", "recipe.accumulate=2"]
+    plain, config = load_config(words), load_config([*words, "recipe.lr_per=256"])
+    optimizer = build_optimizer(two[0], config.recipe, imp_lr=2)
+    assert {g["kind"]: g["lr"] for g in optimizer.param_groups} == {"decay": 0.025, "no_decay": 0.025, "imp": 0.05}
+    last = build_schedule(optimizer, config.recipe, 1).lr_lambdas[0](config.recipe.epochs)
+    assert last == pytest.approx(0.01 / 0.025) and hashed(plain).keys() == hashed(config).keys() - {"recipe.lr_per"}
+    with pytest.raises(ConfigError, match=r"min_lr=0.03 is above recipe.lr=0.025 \(scaled by recipe.lr_per\)"):
+        load_config([*words, "recipe.lr_per=256", "recipe.min_lr=0.03"])
 
 
 @pytest.mark.parametrize("name", [*THEIRS, "lamb"])

@@ -156,14 +156,14 @@ def test_an_event_set_is_prepared_and_trains_with_one_of_each(site):
         "dataset=sparks", "model=vgg128", "model.norm=rms", "model.rms_eps=0.001", "neuron=alif", "neuron.surrogate=cauchy",
         "neuron.floor=0.1", "neuron.initial=below", "neuron.distance=0.25", "loss=peak", "augment.swap_polarity=0.5",
         "recipe.optimizer=nadam", "recipe.momentum_decay=0.01", "recipe.schedule=linear", "recipe=digits",
-        "recipe.batch_size=8", "recipe.epochs=1", "debug.max_steps=1",
+        "recipe.batch_size=8", "recipe.epochs=1", "debug.max_steps=1", "model.init=orthogonal", "model.init_gain=0.5",
     ]  # fmt: skip
     prepare = ["prepare_data.py", "dataset=sparks", "data_dir=data", "cache_dir=cache", "workers=0"]
     python(site, f"scripted(*{prepare})\ntyped(*{run})")
     (file,) = site.glob("runs/sparks-vgg128-alif-peak/*/seed0/result.json")
     config = result(file.parent)["config"]
     assert (config["model"]["rms_eps"], config["neuron"]["floor"], config["neuron"]["distance"]) == (0.001, 0.1, 0.25)
-    assert config["recipe"]["momentum_decay"] == 0.01
+    assert (config["recipe"]["momentum_decay"], config["model"]["init_gain"]) == (0.01, 0.5)
 
 
 def test_only_what_is_installed_counts(site):

@@ -11,10 +11,11 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_repro import runtime, train
-from snn_repro.config import load_config
+from snn_repro.config import load_config, to_dict
 from snn_repro.errors import StopRequest, UserError
 from snn_repro.losses import Loss, build_loss
 from snn_repro.models import build_model
+from snn_repro.runs.checkpoint import unlike
 from snn_repro.train import Interrupted, TrainingError, run
 
 TIMES = {"seconds", "samples_per_s", "peak_memory_mb"}
@@ -86,6 +87,30 @@ def test_the_seed_decides_everything(quick, tmp_path):
     other = run(quick("seed=1"), str(tmp_path / "c"))
     assert numbers(one) == numbers(two)
     assert one.loss_last != other.loss_last
+
+
+def test_a_finished_run_continues_for_more_epochs(quick, tmp_path, caplog):
+    """Bit for bit as if it had been planned so; only where the first epochs would have been the same."""
+    caplog.set_level("INFO", "snn_repro")
+    constant = ["recipe.schedule=constant", "recipe.lr_per=16"]
+    whole = run(quick(*constant, "recipe.epochs=2"), str(tmp_path / "whole"))
+    run(quick(*constant, "recipe.epochs=1"), str(tmp_path / "more"))
+    assert "; lr 0.01 = 0.005 x 32 / 16; " in caplog.text
+    more = run(quick(*constant, "recipe.epochs=2"), str(tmp_path / "more"))
+    assert more.changed_on_resume == ["recipe.epochs: 1 -> 2 from epoch 1, step 0"]
+    assert numbers(more | {"changed_on_resume": []}) == numbers(whole)
+    assert lines(tmp_path / "more") == lines(tmp_path / "whole")
+    assert json.loads((tmp_path / "more/result_1_epochs.json").read_text())["epochs"] == 1
+    faster = "with which recipe.schedule=cosine gives epoch 2 the learning rate 0.00375, not 0.0025"
+    for words, changed in (
+        (constant, []), ([], [f"recipe.epochs: 2 -> 3, {faster}"]),
+        ([*constant, "loss=tks"], ["recipe.epochs: 2 -> 3, on which loss=tks depends"]),
+    ):  # fmt: skip
+        assert unlike(to_dict(quick(*words)), quick(*words, "recipe.epochs=3")) == changed
+    (tmp_path / "more/checkpoint_last.pt").unlink()
+    with pytest.raises(UserError, match="has 2 epochs and no checkpoint_last.pt to continue to recipe.epochs=3 from"):
+        run(quick(*constant, "recipe.epochs=3"), str(tmp_path / "more"))
+    assert (tmp_path / "more/result.json").exists()
 
 
 @pytest.mark.parametrize("stop_at", [(2, 1), (1, 3)])

@@ -123,7 +123,7 @@ def _wrong(c: Config) -> Iterator[str]:
     if c.model.name == "vgg48" and (shape := _known_shape(c)) and shape[1:] != (48, 48):
         fix = "set dataset.frame_size=48 or choose model=vgg128" if facts.resizable else "choose model=vgg128 or small"
         yield f"model=vgg48 needs 48x48 pixels and dataset={d.name} gives {'x'.join(map(str, shape[1:]))}; {fix}"
-    size = None if facts.resizable else facts.shape[1]
+    size, lr = None if facts.resizable else facts.shape[1], r.scaled().lr
     wrong = {
         f"name={c.name} cannot name a folder; use up to 200 letters, digits and . , = + - _ [ ], not dots alone":
             not re.fullmatch(r"(?=.*[^.])[\w.,=+\[\]-]{1,200}", c.name),
@@ -133,7 +133,8 @@ def _wrong(c: Config) -> Iterator[str]:
             a.label_smoothing > 0 and c.loss.name == "tet_s",
         f"recipe.warmup_epochs={r.warmup_epochs} leaves no epoch of recipe.epochs={r.epochs}; make it smaller":
             r.warmup_epochs >= r.epochs and r.warmup_epochs > 0,
-        f"recipe.min_lr={r.min_lr} is above recipe.lr={r.lr}; make it smaller": r.min_lr > r.lr,
+        f"recipe.min_lr={r.min_lr} is above recipe.lr={lr}{' (scaled by recipe.lr_per)' * bool(r.lr_per)}; make it smaller":
+            r.min_lr > lr,
         f"recipe.accumulate={r.accumulate} exceeds recipe.batch_size={r.batch_size}; make it smaller":
             r.accumulate > r.batch_size,
     }  # fmt: skip
@@ -205,6 +206,7 @@ _IDLE: tuple[tuple[str, Callable[[Config], Any], str, str], ...] = (
     ("logger.mode logger.entity logger.tags", lambda c: c.logger.to.get("wandb") or c.logger.mode == "disabled", "logger.to", "logger=wandb, or logger=[wandb,...] for several"),
     ("logger.project", lambda c: any(map(c.logger.to.get, ("wandb", "trackio"))), "logger.to", "logger=wandb or trackio, or both in a list"),
     ("recipe.no_decay", lambda c: c.recipe.weight_decay > 0, "recipe.weight_decay", "recipe.weight_decay above 0"),
+    ("model.conv_init", lambda c: c.model.init == "torch", "model.init", "model.init=torch"),
     ("loss.phi", lambda c: c.loss.lam > 0, "loss.lam", "loss.lam above 0"),
 )  # fmt: skip
 
@@ -381,9 +383,10 @@ def help_text() -> str:
         for name in registry:
             for k, setting in registry.own(name).items():
                 own.setdefault((registry.group, k, *_meaning(setting)), []).append(name)
+    sizes = {registry.group: len(registry) for choices in OWN.values() for registry in choices}
     lines = [(name, *_meaning(setting)) for name, setting in _shared(Config).items()]
     for (of, k, meaning, allowed), names in own.items():
-        group, of = of.split(".")[0], "" if of == "augment" else f"{of}={', '.join(names)}: "
+        group, of = of.split(".")[0], "" if of == "augment" or len(names) == sizes[of] else f"{of}={', '.join(names)}: "
         known = [name for name in TEXT_ONLY.get(f"{group}.{k}", ()) if name in allowed]
         meaning += f"; {TEXT_ONLY_NOTE}: {', '.join(known)}" * bool(known)
         lines.append((f"{group}.{k}", of + meaning, allowed))

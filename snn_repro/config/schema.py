@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ PAPER_TABLES = CONF_DIR.parent / "results" / "paper_tables.yaml"
 GROUPS = ("dataset", "model", "neuron", "loss", "recipe", "experiment", "fidelity", "logger", "debug")
 # registries whose classes add settings to a group
 OWN: dict[str, tuple[r.Registry, ...]] = {
-    "dataset": (r.SETS,), "model": (r.MODELS, r.NORMS), "neuron": (r.NEURONS, r.SURROGATES, r.INITIAL_STATES),
+    "dataset": (r.SETS,), "model": (r.MODELS, r.NORMS, r.INITS), "neuron": (r.NEURONS, r.SURROGATES, r.INITIAL_STATES),
     "loss": (r.LOSSES,), "recipe": (r.OPTIMIZERS, r.SCHEDULES), "augment": (r.AUGMENTATIONS,),
 }  # fmt: skip
 MISSING = "???"  # OmegaConf's mandatory value
@@ -128,6 +128,7 @@ class RecipeConfig(Chosen):
     accumulate: int = key(1, "gradient accumulation: parts of a batch, divided among processes", low=1)
     optimizer: str = key("sgd", "optimiser", choices=r.OPTIMIZERS)
     lr: float = key(0.1, "learning rate", above=0.0)
+    lr_per: int | None = key(None, "scale lr by batch_size / lr_per, for example 256; null: off", unit="samples", low=1)
     momentum: float = key(0.9, "sgd: momentum", low=0.0, below=1.0)
     nesterov: bool = key(False, "sgd: Nesterov momentum")
     weight_decay: float = key(0.0, "weight decay", low=0.0)
@@ -146,6 +147,10 @@ class RecipeConfig(Chosen):
     class_balanced: bool = key(False, "sample with replacement, all classes equally often")
     repeated_augmentation: int = key(1, "copies of each image; an epoch has 1/copies of the images", low=1)
     sync_bn: bool = key(False, "batch norm statistics over the batches of all processes")
+
+    def scaled(self) -> "RecipeConfig":
+        """The recipe with its learning rate scaled to the batch size; min_lr is not scaled."""
+        return self if self.lr_per is None else replace(self, lr=self.lr * self.batch_size / self.lr_per, lr_per=None)
 
 
 @dataclass
@@ -224,6 +229,7 @@ class Config:
     resume: str = key("auto", "auto: resume an unfinished run; never: start over", choices=("auto", "never"))
     force: bool = key(False, "rerun a finished run of the same configuration")
     skip_finished: bool = key(True, "sweeps skip finished runs; false: rerun them, resume the others")
+    fail_fast: bool = key(False, "sweeps start no further run after the first failed one")
     device: str = key("auto", "auto: cuda if available; cuda:1: second GPU", choices=DEVICES)
     threads: int = key(0, "CPU threads; 0: 1 for model=small, else torch's; changes rounding", low=0, high=4096)
     dry_run: bool = key(False, "estimate time, memory and operations by layer; no training")
@@ -257,7 +263,7 @@ class Config:
 # with the number of processes (sync_bn): result.json records them, and tables show where runs differ.
 NOT_HASHED = (
     "run_dir", "data_dir", "cache_dir", "resume", "force", "dry_run", "device", "threads", "logger", "energy", "neurobench",
-    "skip_finished", "slurm", "runs_per_gpu",
+    "skip_finished", "fail_fast", "slurm", "runs_per_gpu",
     "dataset.found", "dataset.workers", "dataset.on_device", "dataset.ahead", "dataset.verify", "debug.profile", "baselines", "unspecified", "caveats",
     "model.conv_backend", "model.checkpointing", "neuron.backend", "kernels", "compile", "cudnn_benchmark",
     "recipe.sync_bn",  # matters only with several processes, whose number is not a key
@@ -273,7 +279,7 @@ ADDED: dict[str, Any] = {
     "neuron.decay_input": True, "augment.eventdrop_area": "rectangle", "augment.eventmix": 0.0, "augment.eventmix_prob": 1.0,
     "neuron.initial": "zero", "neuron.initial_value": 0.5, "neuron.initial_layers": None, "augment.rpg_drop": 0.0, "augment.rpg_mix": 0.0, "augment.rpg_relevance": "slrp", "model.stem_pool": "avg",
     "dataset.decoder": "pil", "recipe.class_balanced": False, "model.conv_init": "torch", "model.pool": "max", "model.unpooled": 0,
-    "model.spiking_output": True,
+    "model.spiking_output": True, "model.init": "torch", "recipe.lr_per": None,
 }  # fmt: skip
 
 # Removed or renamed keys. Every configuration had them, with these defaults (or another key's value); they stay in the hash

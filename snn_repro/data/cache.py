@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import warnings
 import zipfile
 import zlib
@@ -220,6 +221,7 @@ class Report(NamedTuple):
     expected: int  # in the complete data set
     read: int  # samples decoded by this call
     problems: dict[str, str]  # excluded sample or file -> reason
+    speed: str = ""  # events read by this call, and per second
 
 
 def prepare(
@@ -254,7 +256,7 @@ def prepare(
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with FileLock(partial / "lock", timeout=0.2):
-            made, read = _read_all(partial, settings, found, workers or distributed.cores(), say)
+            made, read, speed = _read_all(partial, settings, found, workers or distributed.cores(), say)
             problems |= {name: why for facts in made.values() for name, why in facts["problems"].items()}
             if problems and not allow_bad:
                 raise DataError(
@@ -270,7 +272,7 @@ def prepare(
         raise UserError(f"another run is preparing {partial}; wait for it or stop it") from None
     except OSError as error:
         raise write_error(partial, error, "cache_dir=DIR") from None
-    return Report(folder, samples, dataset.total or len(found.samples), read, problems)
+    return Report(folder, samples, dataset.total or len(found.samples), read, problems, speed)
 
 
 def _said(name: str, reason: str) -> str:
@@ -294,13 +296,15 @@ def _refuse_overlap(dataset: Recorded, data_dir: str | Path | None, folder: Path
 # ------------------------------------------------------------------ a file of frames for each recording
 
 
-def _read_all(partial: Path, settings: Settings, found: Recordings, threads: int, say) -> tuple[dict[Path, Any], int]:
-    """({part: facts} of all files, samples read now); reads files with missing or damaged parts.
+def _read_all(
+    partial: Path, settings: Settings, found: Recordings, threads: int, say
+) -> tuple[dict[Path, Any], int, str]:
+    """({part: facts} of all files, samples read now, speed); reads files with missing or damaged parts.
 
     In threads, as neither NumPy nor the counting kernel holds Python's lock for long.
     """
     made: dict[Path, Any] = {}
-    jobs, read = [], 0
+    jobs, began = [], time.perf_counter()
     for file, group in groupby(found.samples, lambda sample: sample.file):
         entry, samples = found.files[file], list(group)
         state = os.stat(entry.path) if os.path.isfile(entry.path) else None
@@ -320,11 +324,12 @@ def _read_all(partial: Path, settings: Settings, found: Recordings, threads: int
                     say(f"note: {caught.pop(0).message}")
                 for problem in facts["problems"].items():
                     say(f"bad: {_said(*problem)}")
-                made[jobs[n][1]], read = facts, read + len(facts["rows"])
+                made[jobs[n][1]] = facts
                 advance(n + 1)
         finally:
             pool.shutdown(cancel_futures=True)
-    return made, read
+    events = [row[3] for _, part, *_ in jobs for row in made[part]["rows"]]
+    return made, len(events), f"{sum(events):,} events, {sum(events) / (time.perf_counter() - began):,.0f} per second"
 
 
 def _kept(part: Path) -> dict[str, Any] | None:

@@ -30,10 +30,10 @@ def class_folders(folder: str | Path) -> dict[str, Path]:
 
 
 @reading()
-def images_in(folder: str | Path) -> list[str]:
+def images_in(folder: str | Path, known: tuple[str, ...] = EXTENSIONS) -> list[str]:
     """Relative paths of the visible images below a folder, sorted by folder and name.
 
-    Raises DataError if there are none, and for a link that leads in a circle.
+    known: their endings, in lower case. Raises DataError if there are none, and for a link that leads in a circle.
     """
     found, seen = [], set()
 
@@ -45,9 +45,11 @@ def images_in(folder: str | Path) -> list[str]:
         if (real := os.path.realpath(place)) in seen:
             raise DataError(f"{place} leads to {real}, which was read before: remove the link, or images count twice")
         seen.add(real)
-        found += [(place, n) for n in names if n[0] != "." and n.lower().endswith(EXTENSIONS)]
+        found += [(place, n) for n in names if n[0] != "." and n.lower().endswith(known)]
     if not found:
-        raise DataError(f"{folder} holds no image; they end in {', '.join(EXTENSIONS)}")
+        raise DataError(
+            f"{folder} holds no image{' or recording' * (known != EXTENSIONS)}; they end in {', '.join(known)}"
+        )
     return [os.path.join(place, name)[len(str(folder)) + 1 :] for place, name in sorted(found)]
 
 

@@ -16,12 +16,16 @@ from torch import nn
 from snn_repro.errors import UserError
 from snn_repro.kernels import door
 from snn_repro.models.blocks import MODELS, Block, Model, Neurons, register_network
+from snn_repro.models.init import INITS, register_init
 from snn_repro.models.norms import NORMS, register_norm
 from snn_repro.neurons import initial_states
 from snn_repro.registry import import_all
 from snn_repro.settings import Setting
 
-__all__ = ["MODELS", "NORMS", "Model", "build_model", "count_parameters", "register_network", "register_norm"]
+__all__ = [
+    "INITS", "MODELS", "NORMS", "Model", "build_model", "count_parameters", "register_init", "register_network",
+    "register_norm",
+]  # fmt: skip
 
 import_all(__name__, __path__)
 
@@ -56,10 +60,13 @@ def build_model(
         if kernels != "auto" and value != "auto":
             raise UserError(f"kernels={kernels} and {key}={value} both select a backend; remove one of them")
     Setting("off", "", choices=("off", "norms", "blocks")).checked("model.checkpointing", checkpointing)
+    init = values.pop("init")
+    draw = partial(INITS[init], **{key: values.pop(key) for key in INITS.own(init)})
     if own := NORMS.own(values.get("norm")):
         values["norm"] = partial(NORMS[values["norm"]], **{key: values.pop(key) for key in own})
     build = partial(MODELS[name].build, num_classes=num_classes, input_shape=input_shape, timesteps=timesteps, **values)
     network = build(neuron=Neurons({"name": None, **neuron, "timesteps": timesteps}, build, input_shape))
+    draw(network)
     network.wired = any(getattr(module, "wired", False) for module in network.modules())
     door.set_backend(network, conv_backend)
     if kernels != "auto":

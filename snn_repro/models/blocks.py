@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from snn_repro.errors import UserError
 from snn_repro.kernels.conv import Conv2d
 from snn_repro.neurons import NEURONS, Neuron, Setting, build_neuron
-from snn_repro.registry import MODELS
+from snn_repro.registry import INITS, MODELS
 
+INIT = Setting("torch", "initial weights; torch: those of the network's own code", choices=INITS)
 HEAD_INIT = Setting("torch", "initial weights of the classifier; null: torch", choices=("torch", "normal01"))
 
 
@@ -32,7 +33,7 @@ def register_network(name: str, settings: Mapping[str, Setting], *leading):
     It is called with `leading` and, by keyword, num_classes, input_shape, timesteps, neuron and its settings.
     """
 
-    return MODELS.register(name, lambda build: Model(partial(build, *leading), settings))
+    return MODELS.register(name, lambda build: Model(partial(build, *leading), {**settings, "init": INIT}))
 
 
 def over_time(x: Tensor, *layers: nn.Module) -> Tensor:
@@ -273,11 +274,11 @@ def init_head(head: nn.Linear, head_init: str) -> None:
         nn.init.zeros_(head.bias)
 
 
-def kaiming_fan_out(model: nn.Module, zero_bias: bool = False) -> None:
-    """Draw the weights of all convolutions from He's normal distribution by fan-out (arXiv:1502.01852)."""
+def kaiming(model: nn.Module, zero_bias: bool = False, mode: str = "fan_out", kinds: Any = nn.Conv2d) -> None:
+    """Draw the weights of all layers of some kinds from He's normal distribution (arXiv:1502.01852)."""
     for module in model.modules():
-        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # else it would import torch's compiler (1 s)
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if isinstance(module, kinds) and not module.weight.is_meta:  # else it would import torch's compiler (1 s)
+            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
             if zero_bias and module.bias is not None:
                 nn.init.zeros_(module.bias)
 

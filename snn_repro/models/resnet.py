@@ -120,7 +120,7 @@ class ResNet(SpikingNetwork):
         self.fc1 = nn.Linear(inputs, hidden) if hidden else None
         self.sn_fc1: Any = neuron() if hidden else None
         self.fc = nn.Linear(hidden or inputs, num_classes)
-        blocks.kaiming_fan_out(self)
+        blocks.kaiming(self)
 
     def extract(self, x: Tensor) -> Tensor:
         x, timesteps = self.steps(x)

@@ -6,7 +6,7 @@ from math import prod
 from torch import Tensor, nn
 
 from snn_repro.errors import UserError
-from snn_repro.models.blocks import AvgPool2d, SpikingNetwork, kaiming_fan_out, over_time, register_network
+from snn_repro.models.blocks import AvgPool2d, SpikingNetwork, kaiming, over_time, register_network
 from snn_repro.models.norms import NORM, norms
 
 
@@ -30,7 +30,7 @@ class Small(SpikingNetwork):
         self.pool = AvgPool2d(2)
         self.add_stage(3, 48, 48, norm_of, neuron)
         self.fc = nn.Linear(48 * prod(-(-n // (2 * stride)) // 2 for n in size), num_classes)
-        kaiming_fan_out(self)
+        kaiming(self)
 
     def extract(self, x: Tensor) -> Tensor:
         x, timesteps = self.steps(x)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from snn_repro.errors import UserError
 from snn_repro.kernels.conv import Conv2d
 from snn_repro.models import blocks
-from snn_repro.models.blocks import AvgPool2d, Dropout, SpikingNetwork, kaiming_fan_out, over_time, register_network
+from snn_repro.models.blocks import AvgPool2d, Dropout, SpikingNetwork, kaiming, over_time, register_network
 from snn_repro.models.norms import NORM, norms
 from snn_repro.neurons import Setting
 
@@ -109,7 +109,7 @@ class VGGSNN(VGG):
     def __init__(self, name: str, plan, *, num_classes, dropout=0.0, **given):
         super().__init__(name, plan, **given)
         if self.kaiming:
-            kaiming_fan_out(self)
+            kaiming(self)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(prod(self.out_shape), num_classes)
 
@@ -152,7 +152,7 @@ class VGG128(VGG):
     def __init__(self, *, num_classes, head_init, conv_init, **given):
         super().__init__("vgg128", VGG128_PLAN, **given)
         if conv_init == "fan_out":
-            kaiming_fan_out(self, zero_bias=True)
+            kaiming(self, zero_bias=True)
         self.classifier = nn.Linear(self.out_shape[0], num_classes)
         blocks.init_head(self.classifier, head_init)
 
@@ -186,7 +186,7 @@ class VGG16(VGG):
             nn.Linear(hidden, hidden), neuron(), Dropout(dropout),
             nn.Linear(hidden, num_classes),
         )  # fmt: skip
-        kaiming_fan_out(self)
+        kaiming(self)
         for layer in (self.classifier[0], self.classifier[3]):  # no norm: torch's initial weights leave neurons silent
             nn.init.kaiming_normal_(layer.weight)
 

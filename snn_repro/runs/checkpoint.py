@@ -6,17 +6,20 @@ import os
 import random
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from snn_repro.config import differing
+from snn_repro.config import Config, checked, differing
 from snn_repro.errors import UserError, brief
 from snn_repro.files import replace_atomically, sha256, unguessable
+from snn_repro.losses import Loss
 from snn_repro.neurons import initial_states, is_initial_state
-from snn_repro.optim import load_optimizer, parameter_kind
+from snn_repro.optim import load_optimizer, lr_factor, parameter_kind
+from snn_repro.registry import LOSSES, NEURONS
 
 LAST, PREVIOUS, BEST = "checkpoint_last.pt", "checkpoint_previous.pt", "checkpoint_best.pt"
 DAMAGED = LAST + ".damaged"  # a damaged LAST is renamed, so that it never replaces a sound PREVIOUS
@@ -68,7 +71,7 @@ def load(path: Path) -> dict:
         raise CheckpointError(f"{path} is damaged or no checkpoint: {brief(error)}") from None
 
 
-def resume(folder: Path, config: dict, say=print, data: dict | None = None) -> dict | None:
+def resume(folder: Path, config: Config | dict, say=print, data: dict | None = None) -> dict | None:
     """The newest sound checkpoint of this configuration in `folder`; None without any checkpoint.
 
     `data` is the fingerprint of the data to continue with. If the last checkpoint is damaged, it is reported through
@@ -84,7 +87,7 @@ def resume(folder: Path, config: dict, say=print, data: dict | None = None) -> d
             continue
         weights_of(content, path, f"; move it away, or {AGAIN}")
         elsewhere = f"use another folder (hydra.run.dir=...), or {AGAIN}"
-        if changed := differing(content["config"], config):
+        if changed := unlike(content["config"], config):
             raise CheckpointError(f"{path} belongs to another configuration ({'; '.join(changed)}); {elsewhere}")
         if changed := changes(content.get("data"), data):
             back = f"set the data_dir and cache_dir that it started with, {elsewhere}"
@@ -96,6 +99,23 @@ def resume(folder: Path, config: dict, say=print, data: dict | None = None) -> d
     if problems:
         raise CheckpointError(f"{'; '.join(problems)}; no sound checkpoint is left, so {AGAIN}")
     return None
+
+
+def unlike(then: dict, now: Config | dict) -> list[str]:
+    """`differing` configurations; more epochs count, with the reason, only if they change the earlier ones."""
+    changed, c = differing(then, now), now if isinstance(now, Config) else checked(now)
+    before, r = then.get("recipe", {}).get("epochs") or 0, c.recipe.scaled()
+    if not 0 < before < r.epochs:
+        return changed
+    rates = [(r.lr * lr_factor(replace(r, epochs=before), 1, e), r.lr * lr_factor(r, 1, e)) for e in range(before)]
+    why = [
+        *(f", with which recipe.schedule={r.schedule} gives epoch {e} the learning rate {new:g}, not {old:g}"
+          for e, (old, new) in enumerate(rates, 1) if old != new),
+        *(f", on which {registry.group}={name} depends" for registry, name in ((LOSSES, c.loss.name), (NEURONS, c.neuron.name))
+          if getattr(registry[name], "begin_epoch", Loss.begin_epoch) is not Loss.begin_epoch),
+    ]  # fmt: skip
+    raised = {text for text in changed if text.startswith("recipe.epochs:")}
+    return [text + why[0] * (text in raised) if why else text for text in changed if why or text not in raised]
 
 
 def changes(then: dict | None, now: dict | None) -> list[str]:

@@ -6,6 +6,7 @@ metrics.jsonl                                 one line per epoch
 predictions.npz                               label and logits of every step for each test sample
 neurobench.json                               NeuroBench's metrics, with neurobench=true
 result.json                                   written last: without it, the run did not finish
+result_<n>_epochs.json                        earlier result of a run that was continued for more epochs
 eval/                                         results of `snn-eval`, one file per test
 """
 
@@ -26,7 +27,7 @@ import torch
 import yaml
 
 from snn_repro import __version__, distributed
-from snn_repro.config import Config, config_hash, differing, to_dict
+from snn_repro.config import Config, config_hash, to_dict
 from snn_repro.console import harmless
 from snn_repro.errors import UserError
 from snn_repro.files import hold, replace_atomically, write_error, write_json, write_text
@@ -70,10 +71,11 @@ class RunFolder:
             raise
 
     def _decide(self) -> None:
-        finished = (self.path / RESULT).exists()
+        finished, before = (self.path / RESULT).exists(), None
         try:
-            changed = differing(yaml.safe_load((self.path / CONFIG).read_text()), to_dict(self.config))
-        except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError):
+            stored = yaml.safe_load((self.path / CONFIG).read_text())
+            changed, before = checkpoint.unlike(stored, self.config), stored["recipe"]["epochs"]
+        except (OSError, LookupError, ValueError, AttributeError, TypeError, yaml.YAMLError):
             changed = [f"{CONFIG} cannot be read"]
         again = self.config.resume == "never" and not finished and not changed
         forced = self.config.force and (finished or changed)  # a forced run that was stopped resumes like any other
@@ -84,6 +86,13 @@ class RunFolder:
                 f"{self.path} holds a run of another configuration ({'; '.join(changed)}); choose another folder "
                 "(hydra.run.dir=...), another name=..., or redo this one with force=true"
             )
+        elif finished and before != self.config.recipe.epochs:
+            if not (self.path / checkpoint.LAST).exists():
+                raise UserError(
+                    f"{self.path} has {before} epochs and no {checkpoint.LAST} to continue to recipe.epochs="
+                    f"{self.config.recipe.epochs} from; redo it with force=true"
+                )
+            os.replace(self.path / RESULT, self.path / f"result_{before}_epochs.json")
         elif finished:
             self.finished = read_result(self.path / RESULT)
             del self.finished["folder"]
@@ -99,8 +108,9 @@ class RunFolder:
 
         The result and then the configuration go last, so that the folder stays identifiable if this is interrupted.
         """
-        for name in (*checkpoint.FILES, METRICS, PREDICTIONS, NEUROBENCH, STATUS, RESULT, CONFIG):
-            (self.path / name).unlink(missing_ok=True)
+        files = *checkpoint.FILES, METRICS, PREDICTIONS, NEUROBENCH, STATUS, "result_*_epochs.json", RESULT, CONFIG
+        for path in (path for name in files for path in self.path.glob(name)):
+            path.unlink()
         shutil.rmtree(self.path / EVALUATIONS, ignore_errors=True)
 
     def begin(self, overrides: list[str], device: str) -> None:

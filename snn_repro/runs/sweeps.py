@@ -74,15 +74,19 @@ def run_sweep(overrides: list[str], argv: list[str], task: Callable) -> int:
         print(f"{len(jobs) - len(left)} of {len(jobs)} runs are finished already", flush=True)
     check_data(left, elsewhere=any(o.startswith("hydra/launcher=") and "slurm" in o for o in overrides))
     problem = signum = None
+    flag = Path(os.path.commonpath([job.folder for job in jobs]), f".failed-{os.getpid()}-{time.time_ns()}")
     try:
         if left:
             with stoppable(left):
-                launch(overrides, left, task)
+                launch(overrides, left, task, flag if any(job.config.fail_fast for job in left) else None)
     except UserError as error:  # a refused submission, a missing plugin: the report still gives every status
         problem = str(error)
     except KeyboardInterrupt as interrupt:
         signum = getattr(interrupt, "signum", signal.SIGINT)
         problem = f"the sweep was stopped by {signal.Signals(signum).name}"
+    if flag.exists():
+        problem = f"fail_fast=true: {flag.read_text()} failed, so no further run was started"
+        flag.unlink()
     code = report(jobs, len(jobs) - len(left), argv, problem)
     return 128 + signum if signum else code
 
@@ -252,17 +256,19 @@ def report(jobs: list[Job], before: int, argv: list[str], problem: str | None = 
 # ---------------------------------------------------------------- launching
 
 
-def launch(overrides: list[str], jobs: list[Job], task: Callable) -> None:
+def launch(overrides: list[str], jobs: list[Job], task: Callable, flag: Path | None = None) -> None:
     """Run the jobs with the launcher chosen by `hydra/launcher=`, and wait for them.
 
-    A killed joblib worker ends the workers beside it. The interrupted jobs are then run again one at a time, so that
-    the cause cannot affect the others, and given up the second time. Raises UserError if the queue refuses the jobs.
+    flag: see `cli.task`. A killed joblib worker ends the workers beside it. The interrupted jobs are then run again one
+    at a time, so that the cause cannot affect the others, and given up the second time. Raises UserError if the queue
+    refuses the jobs.
     """
     with conf.multirun_config(overrides) as (node, context):
         kind = node.hydra.launcher._target_.rsplit(".", 1)[-1]
 
         def start(batch: list[Job]) -> None:
-            launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=node)
+            function = partial(task, flag=flag) if flag else task
+            launcher = Plugins.instance().instantiate_launcher(context, function, node)
             launcher.launch([job.overrides for job in batch], initial_job_idx=0)
 
         if kind == "SlurmLauncher":
@@ -273,7 +279,7 @@ def launch(overrides: list[str], jobs: list[Job], task: Callable) -> None:
             if node.hydra.runtime.choices["hydra/launcher"] == "gpus":
                 workers = gpus.slots(gpus_for(jobs), node.runs_per_gpu)
             with read_write(node.hydra), workers as node.hydra.launcher.n_jobs:
-                _start_again_after_kills(start, jobs)
+                _start_again_after_kills(start, jobs, flag)
         else:
             start(jobs)
 
@@ -287,7 +293,7 @@ def gpus_for(jobs: list[Job]) -> list[str]:
     return found
 
 
-def _start_again_after_kills(start: Callable, jobs: list[Job]) -> None:
+def _start_again_after_kills(start: Callable, jobs: list[Job], flag: Path | None) -> None:
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     began = time.time()
@@ -301,10 +307,13 @@ def _start_again_after_kills(start: Callable, jobs: list[Job]) -> None:
         raise UserError("the worker processes die before a run starts; use fewer of them: hydra.launcher.n_jobs=1")
     log.warning(f"a worker was killed; {len(hit)} interrupted runs continue, one at a time")
     for job in hit:
-        with contextlib.suppress(TerminatedWorkerError):  # reported as stopped
+        try:
             start([job])
+        except TerminatedWorkerError:  # reported as stopped
+            if flag:
+                flag.write_text(str(job.folder))
     if rest := [job for job in jobs if job not in touched]:
-        _start_again_after_kills(start, rest)
+        _start_again_after_kills(start, rest, flag)
 
 
 # ---------------------------------------------------------------- SLURM

@@ -1,19 +1,23 @@
 """Classify your own images or recordings with a trained network.
 
-    snn-predict RUN FILE... [weights=best] [device=cuda] [--json]
+    snn-predict RUN FILE|FOLDER... [weights=best] [device=cuda] [--json]
 
 RUN       folder of a run
 FILE      images, resized like those of the data set if needed; or recordings in the format of the run's data set
-          (user01_led.aedat:03 is row 3 in the label table of a DVS128 Gesture file)
+          (user01_led.aedat:03 is row 3 in the label table of a DVS128 Gesture file); or folders of them
 weights   last (default) or best: the epoch selected by validation, else (optimistic) by the test part
 device    auto (default), cpu, cuda or cuda:N
 
-Prints, for every file and time step, the label and confidence of a network that stops there: the softmax of the scores
+With a folder, all images and recordings at or below it are classified, sorted by path: one line per file.
+Files that cannot be read are skipped with a line on stderr.
+
+Otherwise prints, for every file and time step, the label and confidence of a network that stops there: the softmax of the scores
 that the loss reads of the outputs so far. If the data set emulates events, images pass the emulated camera first.
 """
 
 import json
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,9 @@ from torch import Tensor
 
 from snn_repro.build import loss_of
 from snn_repro.config.schema import DEVICES
-from snn_repro.console import audible, text_table
+from snn_repro.console import audible, harmless, text_table
+from snn_repro.data.formats import SUFFIXES
+from snn_repro.data.image_files import EXTENSIONS, images_in
 from snn_repro.errors import UserError
 from snn_repro.metrics import sees_future
 from snn_repro.runtime import pick_device
@@ -66,7 +72,7 @@ def predict(run: TrainedRun | str | Path, sources: Iterable[Any], weights: str =
     return predictions
 
 
-def tables(predictions: list[Prediction]) -> str:
+def tables(predictions: Iterable[Prediction]) -> str:
     """Format one table per sample for the terminal."""
     return "\n".join(
         text_table(
@@ -78,6 +84,16 @@ def tables(predictions: list[Prediction]) -> str:
     ).lstrip("\n")
 
 
+def one_by_one(run: TrainedRun, sources: Iterable[Any]) -> Iterator[Prediction]:
+    """`predict` for each sample; unreadable ones are skipped, changes reported for the first only."""
+    for source in sources:
+        try:
+            yield from predict(run, [source])
+            log.setLevel(logging.WARNING)
+        except UserError as error:
+            log.warning(f"skipped: {error}")
+
+
 def main() -> None:
     """Run `snn-predict`: classify files and print tables or JSON."""
     args = arguments("snn-predict", __doc__, "FILE", "+")
@@ -86,15 +102,23 @@ def main() -> None:
         raise UserError(f"device={own['device']} must be auto, cpu, cuda or cuda:N")
     run = load_run(args.run, own.get("weights", "last"))
     run.model.to(pick_device(replace(run.config, device=own.get("device", "auto"))))
-    predictions = predict(run, [w for w in args.words if w.partition("=")[0] not in own])
+    words = [w for w in args.words if w.partition("=")[0] not in own]
+    whole = any(Path(w).is_dir() for w in words)
+    known = (*EXTENSIONS, *SUFFIXES)
+    sources = [str(Path(w, file)) for w in words for file in (images_in(Path(w), known) if Path(w).is_dir() else [""])]
+    predictions: Iterable[Prediction] = one_by_one(run, sources) if whole else predict(run, sources)
     if ahead := sees_future(run.model):
         log.info(f"outputs of a step depend on later steps (by {', '.join(ahead)}): use only the last step's")
     if args.json:
         step = ("label", "name", "confidence")
-        rows = [vars(p) | {"logits": p.logits.tolist()} for p in predictions]
-        for row in rows:
-            row["steps"] = [dict(zip(step, s, strict=True)) for s in row["steps"]]
+        rows = [
+            vars(p) | {"logits": p.logits.tolist(), "steps": [dict(zip(step, s, strict=True)) for s in p.steps]}
+            for p in predictions
+        ]
         print(json.dumps(rows, indent=1))
+    elif whole:
+        for p in predictions:
+            print(harmless(f"{p.source}: {p.name}, {100 * p.confidence:.1f}%").replace("\n", "?"), flush=True)
     else:
         print(tables(predictions))
 

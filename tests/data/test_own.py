@@ -217,22 +217,40 @@ def test_what_is_wrong_with_a_table_is_one_sentence(tmp_path, change, sentence):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    "suffix, version", [(".aedat4", None), (".raw", "evt2"), (".raw", "evt3"), (".dat", None), (".es", None)]
-)
-def test_faery_reads_what_it_wrote(tmp_path, suffix, version):
-    faery = pytest.importorskip("faery")
-    e = events(0, 0)
-    table = np.zeros(len(e.t), faery.EVENTS_DTYPE)
-    for key, values in zip("txyp", e, strict=True):
-        table[key] = values
-    faery.events_stream_from_array(table, (24, 20)).to_file(tmp_path / f"a{suffix}", version=version)
-    found, size = read_recording((tmp_path / f"a{suffix}").read_bytes(), f"a{suffix}")
-    assert size == (20, 24)
-    assert np.array_equal(found.t - found.t[0], e.t - e.t[0])  # .es begins at 0
-    assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(found[1:], e[1:], strict=True))
+# a file, the package that reads it independently, how, and its columns t, x, y, p
+READERS = [
+    ("a.aedat4", "aedat", lambda m, path: np.concatenate([p["events"] for p in m.Decoder(path) if "events" in p]), "t x y on"),
+    ("a.aedat4", "dv_processing", lambda m, path: np.concatenate([
+        batch.numpy() for batch in iter(m.io.MonoCameraRecording(path).getNextEventBatch, None)]), "timestamp x y polarity"),
+    ("evt2.raw", "expelliarmus", lambda m, path: m.Wizard("evt2", path).read(), "t x y p"),
+    ("evt3.raw", "evt3", lambda m, path: m.decode_file(path).to_dict(), "timestamp x y polarity"),
+    ("a.dat", "expelliarmus", lambda m, path: m.Wizard("dat", path).read(), "t x y p"),
+    ("a.es", "event_stream", lambda m, path: np.concatenate([*m.Decoder(path)]), "t x y on"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("file, package, read, columns", READERS)
+def test_camera_files_are_read_as_by_an_independent_reader(tmp_path, file, package, read, columns):
+    """40 s of 640x480 pixels: EVT 3's clock of 24 bits turns over twice. Times are relative to the first event."""
+    faery, n, rng = pytest.importorskip("faery"), 20_000, np.random.default_rng(0)
+    written = np.zeros(n, faery.EVENTS_DTYPE)
+    written["t"] = 7_000 + 2_000 * np.arange(n) + rng.integers(0, 2_000, n)
+    written["x"], written["y"], written["p"] = (rng.integers(0, high, n) for high in (640, 480, 2))
+    path, version = tmp_path / file, file[:4] if file.startswith("evt") else None
+    faery.events_stream_from_array(written, (640, 480)).to_file(path, version=version)
+    ours, size = read_recording(path.read_bytes(), file)
+    assert size == (480, 640) and [a.dtype for a in ours] == [np.int64, np.int16, np.int16, np.uint8]
+
+    def equal(t, x, y, p):
+        assert np.array_equal(ours.t - ours.t[0], t - t[0])
+        assert all(np.array_equal(a, b) for a, b in zip(ours[1:], (x, y, p), strict=True))
+
+    equal(*(written[key].astype(np.int64) for key in "txyp"))
     with pytest.raises(FormatError, match="faery cannot read it"):
         read_recording(b"nothing of the kind", "a.aedat4")
+    theirs = read(pytest.importorskip(package), str(path))
+    t, x, y, p = (np.asarray(theirs[column]).astype(np.int64) for column in columns.split())
+    equal(t, x, 479 - y if file == "a.es" else y, p)  # ES counts rows from below
 
 
 def test_faery_is_asked_for_where_it_is_missing(monkeypatch):

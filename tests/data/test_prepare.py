@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 import zlib
 from pathlib import Path
@@ -358,7 +359,8 @@ def test_the_program_prepares_verifies_and_refuses(tmp_path, made, capsys):
     assert main([*words, raw, "frame_sizes=48"]) == 2 and "frame_sizes" in capsys.readouterr().err
     assert main([*words, raw, "workers=2"]) == 0
     said = capsys.readouterr().out
-    assert "40 recordings, 40 of them read now" in said and "complete data set has 10000" in said
+    speed = r"40 recordings, 40 of them read now \([\d,]+ events, [\d,]+ per second\)"
+    assert re.search(speed, said) and "complete data set has 10000" in said
     cache = open_cache("cifar10_dvs", tmp_path / "cache", 5, "time", 48)
     assert cache.frames.shape == (40, 5, 2, 48, 48)
     assert main([*words, "verify=true"]) == 0

@@ -58,6 +58,15 @@ def test_a_sweep_reports_what_failed_and_then_runs_just_that(tmp_path, monkeypat
     assert os.stat(root / name / TWEAKS / "seed5/result.json").st_mtime_ns == before
 
 
+def test_fail_fast_ends_the_sweep_at_the_first_failed_run(tmp_path, monkeypatch, typed):
+    monkeypatch.setattr(random, "seed", lambda *_: 1 / 0)
+    code, out, err = typed("-m", *SHORT, f"hydra.sweep.dir={tmp_path}", "seed=5,6", "fail_fast=true")
+    failed = next(tmp_path.rglob("seed5"))
+    assert code == 1 and out.splitlines()[-1] == "sweep: 0 of 2 runs done"
+    assert f"snn-train: fail_fast=true: {failed} failed, so no further run was started" in err.splitlines()
+    assert f"  not started: {failed.with_name('seed6')}" in err and not list(tmp_path.rglob(".failed*"))
+
+
 @pytest.mark.slow
 def test_joblib_runs_side_by_side_and_survives_a_killed_worker(tmp_path):
     """One run kills its own process each time, as a lack of memory would: the others finish, it is reported."""
@@ -108,7 +117,7 @@ def test_finished_means_the_same_configuration(tmp_path, monkeypatch, capsys):
         (job.folder / "result.json").write_text(json.dumps({"config_hash": known}))
     (first.folder / "status.json").write_text(status(first.config))
     launched = []
-    monkeypatch.setattr(sweeps, "launch", lambda overrides, jobs, task: launched.append([j.folder for j in jobs]))
+    monkeypatch.setattr(sweeps, "launch", lambda overrides, jobs, *_: launched.append([j.folder for j in jobs]))
     base = [*SHORT, "seed=0,1", f"hydra.sweep.dir={tmp_path}"]
     for more in ([], ["skip_finished=false"], ["force=true"]):
         assert sweeps.run_sweep([*base, *more], ["-m", *more, "x"], None) == 1

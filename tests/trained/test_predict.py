@@ -166,7 +166,22 @@ def test_the_command(digits, tmp_path, monkeypatch, capsys):
     assert typed(digits, tmp_path / "zero.png", "--json") == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert found["steps"][-1] == {k: found[k] for k in ("label", "name", "confidence")} and len(found["logits"]) == 4
+    for name in ("b/one.PNG", "a.jpg", ".hidden.png", "notes.txt"):
+        (tmp_path / "all" / name).parent.mkdir(parents=True, exist_ok=True)
+        zero.save(tmp_path / "all" / name, "png")
+    (tmp_path / "all/bad.png").write_text("no picture")
+    assert typed(digits, tmp_path / "all", tmp_path / "zero.png") == 0
+    out, err = capsys.readouterr()
+    files = [str(tmp_path / name) for name in ("all/a.jpg", "all/b/one.PNG", "zero.png")]
+    assert [line.split(": ")[0] for line in out.splitlines()] == files
+    assert (
+        "a.jpg: its 16x16" in err
+        and "one.PNG" not in err
+        and f"skipped: {tmp_path / 'all/bad.png'} cannot be read" in err
+    )
+    (tmp_path / "none").mkdir()
     for words, sentence in (
+        [[digits, tmp_path / "none"], "holds no image or recording; they end in .jpg"],
         [[digits], "the following arguments are required: FILE"], [[digits, "gone.png"], "gone.png does not exist"],
         [[digits, "x", "device=tpu"], "device=tpu must be"],
     ):  # fmt: skip
