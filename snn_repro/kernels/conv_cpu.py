@@ -538,7 +538,10 @@ class Shape:
         )
         line = frame_width * vectors * VECTOR
         lines = max(1, int(_cache_size(0, 2**15) * (1.6 if density < FEW else 0.8) / line))
-        return vectors, lines, min(self.n, max(1, int(room / (frame_height * line))))
+        images = max(1, int(room / (frame_height * line)))
+        if self.kernel == self.stride == 1:  # lists of more images would leave the cache, and no row is used twice
+            images = min(images, max(1, lines // self.out_height, 64 // (self.out_height * self.out_width)))
+        return vectors, lines, min(self.n, images)
 
     def packed(self, vectors: int) -> tuple[int, ...]:
         """Packed weights' shape: output blocks, kernel, kernel, channels, outputs per block."""
