@@ -12,7 +12,6 @@ kernel (`conv_cpu.py`) below the density up to which it was faster for these siz
 import time
 import timeit
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,36 +30,29 @@ TRIAL_DENSITIES = (0.05, 0.25, 0.4, 0.6, 0.8)
 MARGIN = 0.95  # the sparse kernel must be this much faster than the dense one
 
 
-class Convolution:
-    """Mixin of a convolution: the choice of kernel."""
+class Convolution(nn.modules.conv._ConvNd):
+    """Mixin of a convolution over [N, C, ...] or [T, B, C, ...]: a choice of kernel (`backend`)."""
 
     backend = "auto"
-    weight: Tensor
-    bias: Tensor | None
 
-    if TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any: ...  # of the convolution
-
-    def fast(self, x: Tensor) -> Tensor | None:
-        """Return the operator's output for x [N, C, H, W] or [N, C, L]; None where torch's own is to run."""
-        if x.device.type != "cpu" or self.backend == "torch" or not self.fits(x):
-            return None
-        if not ready(self.backend == "sparse", rehearse, self.backend):
-            return None
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() > self.weight.dim():
+            return self.forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        fits = x.device.type == "cpu" and self.backend != "torch" and self.fits(x)
+        if not fits or not ready(self.backend == "sparse", rehearse, self.backend):
+            return super().forward(x)
         settings = self.bias, self.stride[0], self.padding[0], self.backend
         if x.dim() == 4:
             return torch.ops.snn_repro.conv(x, self.weight, *settings)
         return torch.ops.snn_repro.conv(x.unsqueeze(2), self.weight.unsqueeze(2), *settings).squeeze(2)
 
     def fits(self, x: Tensor) -> bool:
-        """Whether the operator supports this layer and input [N, C, H, W] and may gain."""
+        """Whether the operator supports this layer and input [N, C, H, W], or [N, C, L] at kernel 1, and may gain."""
         fits = (
             x.dtype == self.weight.dtype == torch.float32 and x.dim() == self.weight.dim()
             and len({*self.kernel_size}) == len({*self.stride}) == len({*self.padding}) == 1
-            and {*self.dilation} == {self.groups} == {1} and self.padding_mode == "zeros"
-            and (x.dim() == 4 or (self.kernel_size, self.stride, self.padding) == ((1,), (1,), (0,)))
-            and not torch.is_autocast_enabled("cpu") and x.numel() > 0
+            and {*self.dilation} == {self.groups} == {1} and self.padding_mode == "zeros" and x.numel() > 0
+            and (x.dim() == 4 or (*self.kernel_size, *self.padding) == (1, 0)) and not torch.is_autocast_enabled("cpu")
         )  # fmt: skip
         if not fits or (self.backend != "sparse" and self._is_small(x)):
             return False
@@ -73,31 +65,18 @@ class Convolution:
 
 
 class Conv2d(Convolution, nn.Conv2d):
-    """nn.Conv2d with a choice of kernel (`backend`); on the CPU the output is channels-last."""
+    """nn.Conv2d with a choice of kernel; on the CPU the output is channels-last."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> [N, outputs, H', W']."""
-        x = channels_last(x) if x.device.type == "cpu" and x.dim() == 4 else x
-        y = self.fast(x)
-        return super().forward(x) if y is None else y
+        return super().forward(channels_last(x) if x.device.type == "cpu" and x.dim() == 4 else x)
 
 
-class _OverTime(Convolution):
-    """Mixin of a convolution over [N, C, ...] or [T, B, C, ...], which is torch's own where the kernel does not run."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() > self.weight.dim():
-            return self.forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        y = self.fast(x)
-        return super().forward(x) if y is None else y
+class StepConv1d(Convolution, nn.Conv1d):
+    """nn.Conv1d over tokens [N, C, L] or [T, B, C, L] with a choice of kernel."""
 
 
-class StepConv1d(_OverTime, nn.Conv1d):
-    """nn.Conv1d of tokens [N, C, L] or [T, B, C, L] with a choice of kernel; of size 1 it may be sparse."""
-
-
-class StepConv2d(_OverTime, nn.Conv2d):
-    """nn.Conv2d of maps [N, C, H, W] or [T, B, C, H, W] with a choice of kernel."""
+class StepConv2d(Convolution, nn.Conv2d):
+    """nn.Conv2d over [N, C, H, W] or [T, B, C, H, W] with a choice of kernel, in any memory format."""
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -11,8 +11,11 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+import torch
+from spikingjelly.activation_based.layer import attention
 from spikingjelly.activation_based.model import maxformer, qkformer, spike_driven_transformer, spikformer
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from snn_repro.errors import UserError
 from snn_repro.kernels.conv import StepConv1d, StepConv2d
@@ -40,65 +43,56 @@ class Placeholder(nn.Identity):
 
 
 class StepNorm(BN):
-    """Batch norm of tokens [N, C, L] or maps [N, C, H, W], or with a time axis before N.
+    """Batch norm of maps [N, C, H, W] or (`axes` 3) tokens [N, C, L], or with T and B instead of N.
 
-    `behind`: (parent, name) of the neuron that alone reads the output. Where its kernel can run the norm too, x passes
-    through, and the neuron normalises it.
+    `behind`: (parent, name) of the neuron that alone reads the output; where its CPU kernel can, it normalises instead.
     """
 
     behind: tuple[Any, ...] = ()
-    axes = 4
+    axes: Any = 4
     affine_form = BN.affine_form
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() > self.axes:
             return self.forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        neuron = getattr(*self.behind) if self.behind else None
-        if hasattr(neuron, "plan"):
-            affine = self.affine_form()
-            plan = neuron.plan(x.unsqueeze(0), affine) if affine is not None else None
-            fused = plan is not None and plan.norm is not None and plan.backend == "cpu"
-            neuron.before = affine if fused else None
-            if fused:
+        if self.behind and not torch.compiler.is_compiling() and hasattr(neuron := getattr(*self.behind), "plan"):
+            affine, neuron.before = self.affine_form(), None
+            if affine is not None and (plan := neuron.plan(x[None], affine)).norm and plan.backend == "cpu":
+                neuron.before = affine
                 return x
-        # torch's norm knows the channels-last format of four axes only
-        y = super().forward(x.unsqueeze(0) if self.axes == 4 else x[None, :, :, None])[0]
-        return y if self.axes == 4 else y.squeeze(2)
+        # torch's norm knows channels-last memory of four axes only
+        return super().forward(x[None])[0] if self.axes == 4 else super().forward(x[None, :, :, None])[0].squeeze(2)
 
 
-class TokenNorm(StepNorm):
-    """A StepNorm of tokens."""
-
-    axes = 3
-
-
-OURS = {nn.Conv1d: StepConv1d, nn.Conv2d: StepConv2d, nn.BatchNorm1d: TokenNorm, nn.BatchNorm2d: StepNorm}
-# Norms of spikingjelly's classes whose output only this neuron reads.
-BEHIND = {
-    "SpikformerConv2dBNLIF": {"conv_bn.block.1": "neuron"},
-    "SpikformerMLP": {"fc1.1": "neuron1", "fc2.1": "neuron2"},
-    "SpikingSelfAttention": {"qkv_conv_bn.1": "qkv_lif", "proj_conv_bn.1": "proj_lif"},
-    "SpikeDrivenSelfAttention": {"q_bn": "q_lif", "k_bn": "k_lif", "v_bn": "v_lif"},
-    "_MaxCifarSSA": {"qkv.1": "qkv_lif"},
-    "_MaxEmbedInit": {"bn1": "lif1", "bn2": "lif2"},
-    "_SpatialMLP": {"bn1": "lif2"},
-}
+OURS = {nn.Conv1d: StepConv1d, nn.Conv2d: StepConv2d, _BatchNorm: StepNorm}
+# Norms of spikingjelly's classes, each with the neuron that alone reads its output.
+BEHIND: dict[type[nn.Module], dict[str, str]] = {
+    spikformer.SpikformerConv2dBNLIF: {"conv_bn.block.1": "neuron"}, qkformer._MLP: {"bn1": "lif1", "bn2": "lif2"},
+    spikformer.SpikformerMLP: {"fc1.1": "neuron1", "fc2.1": "neuron2"},
+    attention.SpikingSelfAttention: {"qkv_conv_bn.1": "qkv_lif", "proj_conv_bn.1": "proj_lif"},
+    attention.SpikeDrivenSelfAttention: {"q_bn": "q_lif", "k_bn": "k_lif", "v_bn": "v_lif"},
+    attention.QKAttention: {"qk_conv_bn.1": "qk_lif", "proj_conv_bn.1": "proj_lif"},
+    maxformer._MaxCifarSSA: {"qkv.1": "qkv_lif"}, maxformer._MaxEmbedInit: {"bn1": "lif1", "bn2": "lif2"},
+    **dict.fromkeys((maxformer._SpatialMLP, spike_driven_transformer._MLP), {"bn1": "lif2"}),
+}  # fmt: skip
 
 
 class Transformer(SpikingNetwork):
     """Base class of transformers: spikingjelly's `net`, classified at every step."""
 
     def fill(self, neuron: Neurons) -> None:
-        """Replace each placeholder in `net` by a neuron."""
+        """Replace each placeholder in `net` by a neuron, and layers by those that kernels run."""
         for name in [name for name, module in self.named_modules() if isinstance(module, Placeholder)]:
             parent, _, last = name.rpartition(".")
             half = {"v_threshold": neuron.v_threshold / 2} if last == "attn_lif" else {}
             setattr(self.get_submodule(parent), last, neuron(**half))
         for module in self.net.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.axes = 3
             module.__class__ = next((ours for kind, ours in OURS.items() if isinstance(module, kind)), type(module))
         for parent in self.net.modules():
-            for name, neuron_name in BEHIND.get(type(parent).__name__, {}).items():
-                parent.get_submodule(name).behind = parent, neuron_name
+            for name, reader in BEHIND.get(type(parent), {}).items():
+                parent.get_submodule(name).behind = parent, reader
 
     def through_all(self, x: Tensor, *layers: nn.Module) -> Tensor:
         """Run x through layers and average over tokens: features [T, B, embed_dims]."""
