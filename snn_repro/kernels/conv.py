@@ -31,7 +31,7 @@ MARGIN = 0.95  # the sparse kernel must be this much faster than the dense one
 
 
 class Convolution(nn.modules.conv._ConvNd):
-    """Mixin of a convolution over [N, C, ...] or [T, B, C, ...]: a choice of kernel (`backend`)."""
+    """Mixin: a convolution with a choice of kernel (`backend`), also over [T, B, C, ...]."""
 
     backend = "auto"
 
@@ -47,7 +47,7 @@ class Convolution(nn.modules.conv._ConvNd):
         return torch.ops.snn_repro.conv(x.unsqueeze(2), self.weight.unsqueeze(2), *settings).squeeze(2)
 
     def fits(self, x: Tensor) -> bool:
-        """Whether the operator supports this layer and input [N, C, H, W], or [N, C, L] at kernel 1, and may gain."""
+        """Whether the operator supports this layer and input [N, C, H, W] and may gain."""
         fits = (
             x.dtype == self.weight.dtype == torch.float32 and x.dim() == self.weight.dim()
             and len({*self.kernel_size}) == len({*self.stride}) == len({*self.padding}) == 1
@@ -72,11 +72,11 @@ class Conv2d(Convolution, nn.Conv2d):
 
 
 class StepConv1d(Convolution, nn.Conv1d):
-    """nn.Conv1d over tokens [N, C, L] or [T, B, C, L] with a choice of kernel."""
+    """nn.Conv1d over tokens [N, C, L] or [T, B, C, L]; sparse at kernel 1."""
 
 
 class StepConv2d(Convolution, nn.Conv2d):
-    """nn.Conv2d over [N, C, H, W] or [T, B, C, H, W] with a choice of kernel, in any memory format."""
+    """nn.Conv2d that leaves the memory format to torch where torch runs."""
 
 
 def channels_last(x: Tensor) -> Tensor:

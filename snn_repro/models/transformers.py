@@ -43,13 +43,13 @@ class Placeholder(nn.Identity):
 
 
 class StepNorm(BN):
-    """Batch norm of maps [N, C, H, W] or (`axes` 3) tokens [N, C, L], or with T and B instead of N.
+    """Batch norm of maps or (`axes` 3) tokens, which the neuron behind may compute.
 
     `behind`: (parent, name) of the neuron that alone reads the output; where its CPU kernel can, it normalises instead.
     """
 
     behind: tuple[Any, ...] = ()
-    axes: Any = 4
+    axes = 4  # of maps [N, C, H, W]; tokens [N, C, L] have 3. With T and B instead of N, they are folded
     affine_form = BN.affine_form
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Transformer(SpikingNetwork):
             setattr(self.get_submodule(parent), last, neuron(**half))
         for module in self.net.modules():
             if isinstance(module, nn.BatchNorm1d):
-                module.axes = 3
+                vars(module)["axes"] = 3
             module.__class__ = next((ours for kind, ours in OURS.items() if isinstance(module, kind)), type(module))
         for parent in self.net.modules():
             for name, reader in BEHIND.get(type(parent), {}).items():
