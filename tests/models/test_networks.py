@@ -317,7 +317,7 @@ def test_transformers_kernels_equal_torch(name, monkeypatch):
         y = model(x)
         y.square().sum().backward()
         with torch.no_grad():
-            results.append([y, model.eval()(x), *model.buffers(), *(p.grad for p in model.parameters())])
+            results.append([y.detach(), model.eval()(x), *model.buffers(), *(p.grad for p in model.parameters())])
         by_neurons = [norm for norm in model.modules() if isinstance(norm, BN) and norm.behind]
         assert by_neurons and {norm in normed for norm in by_neurons} == {kernels == "off"}
     largest = max(float(value.abs().max()) for value in results[0])
