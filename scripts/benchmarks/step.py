@@ -1,4 +1,4 @@
-"""Training and evaluation steps of whole networks at several spike densities, against spikingjelly.
+"""Training and evaluation steps of whole networks at several spike densities, against spikingjelly or kernels=off.
 
 The peer is the same network with the same weights on spikingjelly's nodes and torch's convolutions; the ReLU twin has
 the same convolutions on T*B images, channels-last. The norms' bias sets the density. Memory is measured too.
@@ -55,6 +55,11 @@ class Network(NamedTuple):
 
 SEW = Network("SEW-ResNet-18 CIFAR", "sew_resnet18_cifar", (3, 32, 32), 4, True)
 VGG = Network("VGG-48", "vgg48", (2, 48, 48), 10, False, {"dropout": 0.0})
+SPIKFORMER = Network(
+    "Spikformer-4-384 CIFAR", "spikformer", (3, 32, 32), 4, True,
+    {"embed_dims": 384, "num_heads": 12, "depths": 4, "patch_size": 4},
+)  # fmt: skip
+MAX_FORMER = Network("Max-Former-4-384 CIFAR", "maxformer_cifar", (3, 32, 32), 4, True)
 LARGE = Network("SEW-ResNet-18 ImageNet", "sew_resnet18", (3, 224, 224), 4, True)
 TOY = Network("small", "small", (1, 4, 4), 2, True)
 
@@ -69,6 +74,8 @@ def measure(rounds: int = 7, quick: bool = False, device: str = "cpu") -> Report
     for network, batch, percents in [(TOY, 2, (27,))] if quick else plan:
         for percent in percents:
             tables += _at_density(network, batch, percent, rounds if batch < 32 else 3, quick)
+    for network, batch in [(TOY, 2)] if quick else [(SPIKFORMER, 8), (MAX_FORMER, 4)]:
+        tables += _against_torch(network, batch, 10, rounds)
     tables += _trained_densities()
     how = "malloc keeps freed memory, for the peers as well. A step is forward and backward, without the optimiser."
     return Report("Whole steps of a network", how, tables, ("torch", "numba", "spikingjelly"))
@@ -217,7 +224,7 @@ def _watched(model: nn.Module, x: torch.Tensor, modules: dict[str, nn.Module], c
 
 def _input_densities(model: nn.Module, x: torch.Tensor) -> dict[str, float]:
     """Fraction of nonzero inputs of each convolution except the first (images, counts)."""
-    convolutions = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)][1:]
+    convolutions = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv1d | nn.Conv2d)][1:]
     counts = _watched(model, x, dict(convolutions), lambda i, o: (int(i[0].count_nonzero()), i[0].numel()))
     mean = sum(c for c, _ in counts.values()) / sum(n for _, n in counts.values())
     return {"mean over all inputs": mean, **{name: c / n for name, (c, n) in counts.items()}}
@@ -292,6 +299,23 @@ def _at_density(network: Network, batch: int, percent: int, rounds: int, quick: 
     rates = {name: {"per cent": 100 * density} for name, density in densities.items()}
     goal = f"Goal: a mean of {percent} per cent, set by the norms' bias ({shift:.2f})."
     return [*tables, Table(f"{title}: density of each convolution's input", rates, goal)]
+
+
+def _against_torch(network: Network, batch: int, percent: int, rounds: int) -> list[Table]:
+    """A transformer's steps with our kernels, with dense convolutions and with PyTorch only."""
+    x = _input(network, batch, OURS)
+    shift = _shift_for(network, percent / 100, x[:2])
+    models = {kind: _with_statistics(kind, network, shift, x) for kind in (OURS, DENSE, OFF)}
+    door.use(models[OFF], "off")
+    densities = _input_densities(models[OURS], x)
+    title = f"{network.title}, B={batch}, T={network.timesteps}, {densities['mean over all inputs']:.1%} against torch"
+    print(f"# {title}", file=sys.stderr, flush=True)
+    tables = []
+    for what, make, goal in (("training", _training, "1.8x"), ("evaluation", _evaluation, "3x")):
+        rows = timings({kind: make(model, x) for kind, model in models.items()}, rounds)
+        tables.append(Table(f"{title}: {what}", rated(rows, batch, "samples"), f"Goal: {goal} kernels=off."))
+    rates = {name: {"per cent": 100 * density} for name, density in densities.items()}
+    return [*tables, Table(f"{title}: density of each convolution's input", rates)]
 
 
 def _trained_densities() -> list[Table]:

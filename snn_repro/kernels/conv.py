@@ -30,29 +30,29 @@ TRIAL_DENSITIES = (0.05, 0.25, 0.4, 0.6, 0.8)
 MARGIN = 0.95  # the sparse kernel must be this much faster than the dense one
 
 
-class Conv2d(nn.Conv2d):
-    """nn.Conv2d with a choice of kernel (`backend`); on the CPU the output is channels-last."""
+class Convolution(nn.modules.conv._ConvNd):
+    """Mixin: a convolution with a choice of kernel (`backend`), also over [T, B, C, ...]."""
 
     backend = "auto"
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> [N, outputs, H', W']."""
-        if x.device.type != "cpu" or x.dim() != 4:
+        if x.dim() > self.weight.dim():
+            return self.forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        fits = x.device.type == "cpu" and self.backend != "torch" and self.fits(x)
+        if not fits or not ready(self.backend == "sparse", rehearse, self.backend):
             return super().forward(x)
-        x = channels_last(x)
-        if self.backend == "torch" or not self.fits(x):
-            return super().forward(x)
-        if not ready(self.backend == "sparse", rehearse, self.backend):
-            return super().forward(x)
-        return torch.ops.snn_repro.conv(x, self.weight, self.bias, self.stride[0], self.padding[0], self.backend)
+        settings = self.bias, self.stride[0], self.padding[0], self.backend
+        if x.dim() == 4:
+            return torch.ops.snn_repro.conv(x, self.weight, *settings)
+        return torch.ops.snn_repro.conv(x.unsqueeze(2), self.weight.unsqueeze(2), *settings).squeeze(2)
 
     def fits(self, x: Tensor) -> bool:
         """Whether the operator supports this layer and input [N, C, H, W] and may gain."""
         fits = (
-            x.dtype == self.weight.dtype == torch.float32
+            x.dtype == self.weight.dtype == torch.float32 and x.dim() == self.weight.dim()
             and len({*self.kernel_size}) == len({*self.stride}) == len({*self.padding}) == 1
-            and (*self.dilation, self.groups) == (1, 1, 1) and self.padding_mode == "zeros"
-            and not torch.is_autocast_enabled("cpu") and x.numel() > 0
+            and {*self.dilation} == {self.groups} == {1} and self.padding_mode == "zeros" and x.numel() > 0
+            and (x.dim() == 4 or (*self.kernel_size, *self.padding) == (1, 0)) and not torch.is_autocast_enabled("cpu")
         )  # fmt: skip
         if not fits or (self.backend != "sparse" and self._is_small(x)):
             return False
@@ -62,6 +62,21 @@ class Conv2d(nn.Conv2d):
     def _is_small(self, x: Tensor) -> bool:
         work = x.numel() // len(x) * self.weight[:, 0].numel() // self.stride[0] ** 2  # multiplications per image
         return self.in_channels < LEAST_CHANNELS or work < LEAST_IMAGE_WORK or work * len(x) < LEAST_WORK
+
+
+class Conv2d(Convolution, nn.Conv2d):
+    """nn.Conv2d with a choice of kernel; on the CPU the output is channels-last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(channels_last(x) if x.device.type == "cpu" and x.dim() == 4 else x)
+
+
+class StepConv1d(Convolution, nn.Conv1d):
+    """nn.Conv1d over tokens [N, C, L] or [T, B, C, L]; sparse at kernel 1."""
+
+
+class StepConv2d(Convolution, nn.Conv2d):
+    """nn.Conv2d that leaves the memory format to torch where torch runs."""
 
 
 def channels_last(x: Tensor) -> Tensor:

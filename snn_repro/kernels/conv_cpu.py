@@ -518,6 +518,11 @@ class Shape:
         most = min(8, most, REGISTERS // self.taps)
         return max(v for v in range(1, 9) if v == 1 or (row % v == 0 and v <= most))
 
+    def _images(self, most: float, least: int = 1) -> int:
+        """Images together: few for a 1x1 kernel, since the lists of more would leave the cache."""
+        few = max(least, 64 // (self.out_height * self.out_width)) if self.kernel == self.stride == 1 else most
+        return max(1, min(self.n, int(most), int(few)))
+
     def forward_cut(self, density: float) -> tuple[int, int, int]:
         """Return (vectors per block, channels together, images together) for an input of this density."""
         vectors = self._vectors(8)
@@ -525,8 +530,7 @@ class Shape:
         groups = -(-self.channels // max(16, room // (self.kernel * vectors * VECTOR)))
         entries = density * self.height * self.width * self.channels * (4 + 4)
         sums = self.out_height * (self.width + self.kernel) * vectors * VECTOR
-        images = max(1, int(0.2 * _cache_size(2, 2**19) / (entries + sums)))
-        return vectors, -(-self.channels // groups), min(self.n, images)
+        return vectors, -(-self.channels // groups), self._images(0.2 * _cache_size(2, 2**19) / (entries + sums))
 
     def gradient_cut(self, density: float) -> tuple[int, int, int]:
         """Return (vectors per block, output rows together, images together) for an input of this density."""
@@ -538,7 +542,7 @@ class Shape:
         )
         line = frame_width * vectors * VECTOR
         lines = max(1, int(_cache_size(0, 2**15) * (1.6 if density < FEW else 0.8) / line))
-        return vectors, lines, min(self.n, max(1, int(room / (frame_height * line))))
+        return vectors, lines, self._images(room / (frame_height * line), lines // self.out_height)
 
     def packed(self, vectors: int) -> tuple[int, ...]:
         """Packed weights' shape: output blocks, kernel, kernel, channels, outputs per block."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from snn_repro.errors import UserError, nearest
 from snn_repro.kernels import CONV_BACKENDS, KERNELS, Affine, Law, neuron, selfcheck
 from snn_repro.kernels.compiled import broken, ready
-from snn_repro.kernels.conv import Conv2d
+from snn_repro.kernels.conv import Convolution
 
 MOST_STEPS = 64  # T of the Triton kernels, whose potentials stay in registers
 MOST_UNROLLED = 32  # T of compiled steps in `auto`: graphs, and the time to compile them, grow with T
@@ -134,11 +134,12 @@ def _by_spikingjelly(x: Tensor, v0: Tensor | None, law: Law, store_v_seq: bool) 
 
 
 def _takes_norm(chosen: str, x: Tensor, norm: Affine, timesteps: int) -> bool:
-    """Whether a backend can fuse a norm with input x [T, B, C, H, W].
+    """Whether a backend can fuse a norm with input x [T, B, C, H, W]; cpu: or tokens [T, B, C, L].
 
     cpu: float32, dense channels-last memory. triton: dense samples, channels last, or channels first with planes of
     whole vectors; potentials must fit the registers.
     """
+    x = x.unsqueeze(-1) if x.dim() == 4 and chosen == "cpu" else x
     if x.dim() != 5 or x.numel() <= x.shape[2]:
         return False
     _, batch, c, h, w = x.shape
@@ -265,14 +266,14 @@ def set_backend(model: nn.Module, backend: str) -> None:
         allowed = ", ".join(CONV_BACKENDS)
         raise UserError(f"model.conv_backend={backend!r} is not one of {allowed}{nearest(backend, CONV_BACKENDS)}")
     for module in model.modules():
-        if isinstance(module, Conv2d):
+        if isinstance(module, Convolution):
             module.backend = backend
 
 
 @contextmanager
 def off(model: nn.Module) -> Iterator[None]:
     """Context manager: all layers of `model` use torch's own operations, which counters see."""
-    before: dict[Any, str] = {m: m.backend for m in model.modules() if hasattr(m, "law") or isinstance(m, Conv2d)}
+    before: dict[Any, str] = {m: m.backend for m in model.modules() if hasattr(m, "law") or isinstance(m, Convolution)}
     use(model, "off")
     try:
         yield

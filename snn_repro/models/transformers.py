@@ -9,12 +9,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
+from typing import Any
 
+import torch
+from spikingjelly.activation_based.layer import attention
 from spikingjelly.activation_based.model import maxformer, qkformer, spike_driven_transformer, spikformer
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from snn_repro.errors import UserError
+from snn_repro.kernels.conv import StepConv1d, StepConv2d
 from snn_repro.models.blocks import Neurons, SpikingNetwork, register_network, repeat_steps
+from snn_repro.models.norms import BN
 from snn_repro.models.vgg import OverTime
 from snn_repro.neurons import Setting
 
@@ -36,15 +42,57 @@ class Placeholder(nn.Identity):
     """Placeholder for a neuron until `Transformer.fill`."""
 
 
+class StepNorm(BN):
+    """Batch norm of maps or (`axes` 3) tokens, which the neuron behind may compute.
+
+    `behind`: (parent, name) of the neuron that alone reads the output; where its CPU kernel can, it normalises instead.
+    """
+
+    behind: tuple[Any, ...] = ()
+    axes = 4  # of maps [N, C, H, W]; tokens [N, C, L] have 3. With T and B instead of N, they are folded
+    affine_form = BN.affine_form
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() > self.axes:
+            return self.forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        if self.behind and not torch.compiler.is_compiling() and hasattr(neuron := getattr(*self.behind), "plan"):
+            affine, neuron.before = self.affine_form(), None
+            if affine is not None and (plan := neuron.plan(x[None], affine)).norm and plan.backend == "cpu":
+                neuron.before = affine
+                return x
+        # torch's norm knows channels-last memory of four axes only
+        return super().forward(x[None])[0] if self.axes == 4 else super().forward(x[None, :, :, None])[0].squeeze(2)
+
+
+OURS = {nn.Conv1d: StepConv1d, nn.Conv2d: StepConv2d, _BatchNorm: StepNorm}
+# Norms of spikingjelly's classes, each with the neuron that alone reads its output.
+BEHIND: dict[type[nn.Module], dict[str, str]] = {
+    spikformer.SpikformerConv2dBNLIF: {"conv_bn.block.1": "neuron"}, qkformer._MLP: {"bn1": "lif1", "bn2": "lif2"},
+    spikformer.SpikformerMLP: {"fc1.1": "neuron1", "fc2.1": "neuron2"},
+    attention.SpikingSelfAttention: {"qkv_conv_bn.1": "qkv_lif", "proj_conv_bn.1": "proj_lif"},
+    attention.SpikeDrivenSelfAttention: {"q_bn": "q_lif", "k_bn": "k_lif", "v_bn": "v_lif"},
+    attention.QKAttention: {"qk_conv_bn.1": "qk_lif", "proj_conv_bn.1": "proj_lif"},
+    maxformer._MaxCifarSSA: {"qkv.1": "qkv_lif"}, maxformer._MaxEmbedInit: {"bn1": "lif1", "bn2": "lif2"},
+    **dict.fromkeys((maxformer._SpatialMLP, spike_driven_transformer._MLP), {"bn1": "lif2"}),
+}  # fmt: skip
+
+
 class Transformer(SpikingNetwork):
     """Base class of transformers: spikingjelly's `net`, classified at every step."""
 
     def fill(self, neuron: Neurons) -> None:
-        """Replace each placeholder in `net` by a neuron."""
+        """Replace each placeholder in `net` by a neuron, and layers by those that kernels run."""
         for name in [name for name, module in self.named_modules() if isinstance(module, Placeholder)]:
             parent, _, last = name.rpartition(".")
             half = {"v_threshold": neuron.v_threshold / 2} if last == "attn_lif" else {}
             setattr(self.get_submodule(parent), last, neuron(**half))
+        for module in self.net.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                vars(module)["axes"] = 3
+            module.__class__ = next((ours for kind, ours in OURS.items() if isinstance(module, kind)), type(module))
+        for parent in self.net.modules():
+            for name, reader in BEHIND.get(type(parent), {}).items():
+                parent.get_submodule(name).behind = parent, reader
 
     def through_all(self, x: Tensor, *layers: nn.Module) -> Tensor:
         """Run x through layers and average over tokens: features [T, B, embed_dims]."""

@@ -40,6 +40,7 @@ class Layer(BaseNode):
 
     decayed: tuple[str, ...] = ()
     repays = False  # whether the run is long enough for `auto` to compile the steps; see kernels/door.py
+    before: Affine | None = None  # the norm that the next forward has to run too
     v_seq: Any
 
     if TYPE_CHECKING:
@@ -101,7 +102,8 @@ class Layer(BaseNode):
         return Law(*named, slope, spike.width, spike.fire_at == "gt", self.v_threshold, self.v_reset, self.detach_reset)
 
     def plan(self, x: Tensor, norm: Affine | None = None, timesteps: int | None = None) -> door.Plan:
-        """Choose the backend for x and `norm`; called once per forward."""
+        """Choose the backend for x and `norm`, by default `before`; called once per forward."""
+        norm, self.before = norm or self.before, None
         if self.store_v_seq:
             return door.choose(self.backend, self.law() if self.backend == "spikingjelly" else None, x)
         return door.choose(self.backend, self.law(), x, norm, timesteps)

@@ -10,7 +10,7 @@ from torch import nn
 from snn_repro.errors import UserError
 from snn_repro.kernels import compiled
 from snn_repro.kernels import conv as sparse_conv
-from snn_repro.kernels.conv import Conv2d, channels_last, density
+from snn_repro.kernels.conv import Conv2d, StepConv1d, StepConv2d, channels_last, density
 from snn_repro.kernels.door import set_backend
 
 KINDS = {
@@ -99,6 +99,23 @@ def test_equals_the_dense_convolution_by_any_threads_and_memory_format(threads, 
         assert layer.weight.grad.is_contiguous(memory_format=form)
         assert y.is_contiguous(memory_format=torch.channels_last)
         assert_close([y, *gradients], expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("ours", "plain", "size"), [(StepConv1d, nn.Conv1d, (18,)), (StepConv2d, nn.Conv2d, (6, 5))])
+def test_layers_over_tokens_and_over_steps_equal_torchs(ours, plain, size, bias):
+    torch.manual_seed(0)
+    layer, theirs, x = (
+        ours(24, 40, 1, bias=bias),
+        plain(24, 40, 1, bias=bias),
+        (torch.rand(2, 3, 24, *size) < 0.2).float(),
+    )
+    theirs.load_state_dict(layer.state_dict())
+    expected = run(layer, x, "torch")
+    assert torch.equal(expected[0].flatten(0, 1), theirs(x.flatten(0, 1)))
+    assert_close(run(layer, x, "sparse"), expected)
+    assert_close(run(layer, x.movedim(2, -1).contiguous().movedim(-1, 2), "sparse"), expected)
+    assert layer(x[0]).movedim(1, -1).is_contiguous() and not StepConv1d(8, 8, 3).fits(torch.zeros(1, 8, 9))
 
 
 def test_an_infinite_or_undefined_input_is_not_hidden():

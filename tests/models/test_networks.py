@@ -15,7 +15,7 @@ from torch import nn
 from snn_repro.errors import UserError
 from snn_repro.models import MODELS, build_model, count_parameters
 from snn_repro.models.blocks import Dropout
-from snn_repro.models.norms import NORMS
+from snn_repro.models.norms import BN, NORMS
 from snn_repro.models.plif_net import TCJA
 from snn_repro.models.resnet import BasicBlock, Stage
 from snn_repro.neurons import Neuron, build_neuron, firing_rates
@@ -304,6 +304,25 @@ def test_transformers_are_spikingjellys_with_its_own_neurons(name):
     assert outputs[0].std() > 0
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if "former" in name])
+def test_transformers_kernels_equal_torch(name, monkeypatch):
+    x, results, normed = frames(name), [], []
+    original = BN.forward
+    monkeypatch.setattr(BN, "forward", lambda norm, x: normed.append(norm) or original(norm, x))
+    for kernels in ("off", "sparse"):
+        model = lively(small(name, SJ_DEFAULT, kernels=kernels).to(memory_format=torch.channels_last), x)
+        normed.clear()
+        y = model(x)
+        y.square().sum().backward()
+        with torch.no_grad():
+            results.append([y.detach(), model.eval()(x), *model.buffers(), *(p.grad for p in model.parameters())])
+        by_neurons = [norm for norm in model.modules() if isinstance(norm, BN) and norm.behind]
+        assert by_neurons and {norm in normed for norm in by_neurons} == {kernels == "off"}
+    largest = max(float(value.abs().max()) for value in results[0])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * largest)
 
 
 def plain_lif(x, threshold=1.0):
