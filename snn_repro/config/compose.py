@@ -1,4 +1,8 @@
-"""Compose a checked `Config` from command-line overrides with Hydra, for one run or a sweep."""
+"""Compose a checked `Config` from command-line overrides with Hydra, for one run or a sweep.
+
+Only this file imports from `hydra._internal`, which has the one expansion of sweeps, the empty callbacks that a
+launcher needs and the parser of Hydra's flags. Hydra 1.3 and 1.4 have them under the same names.
+"""
 
 import contextlib
 import copy
@@ -11,9 +15,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hydra
+import omegaconf
 from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser as get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -33,6 +40,11 @@ from snn_repro.config.schema import CONF_DIR, FORMER_KERNELS, GROUPS, NOT_HASHED
 from snn_repro.registry import AUGMENTATIONS
 
 log = logging.getLogger("snn_repro")
+
+# Hydra 1.3 needs a version base, 1.4 deprecates it; OmegaConf 2.4 renamed the function that registers a resolver.
+VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
+_REGISTER = "register_new_resolver" if omegaconf.__version__.startswith("2.3.") else "register_resolver"
+_register_resolver: Any = getattr(OmegaConf, _REGISTER)
 
 
 def _schema() -> DictConfig:
@@ -70,9 +82,9 @@ def tweaks(overrides: list[str]) -> str:
     return text if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-OmegaConf.register_new_resolver("tweaks", lambda overrides: tweaks(list(overrides)), replace=True)
+_register_resolver("tweaks", lambda overrides: tweaks(list(overrides)), replace=True)
 # For conf/fidelity/described.yaml: false for lif, the family that can decay its input, else the key's default.
-OmegaConf.register_new_resolver("undecayed", lambda family: family != "lif", replace=True)
+_register_resolver("undecayed", lambda family: family != "lif", replace=True)
 
 
 # ---------------------------------------------------------------- composing
@@ -253,7 +265,7 @@ def _hydra() -> Iterator[Any]:
         search_outside()
         saved = dict(GlobalHydra.instance().__dict__)
         GlobalHydra.instance().clear()
-        initialize_config_dir(str(CONF_DIR), version_base="1.3")
+        initialize_config_dir(str(CONF_DIR), **VERSION_BASE)
         try:
             yield GlobalHydra.instance().hydra
         except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, RecursionError) as error:
