@@ -1,7 +1,7 @@
 """Compose a checked `Config` from command-line overrides with Hydra, for one run or a sweep.
 
-Only this file imports from `hydra._internal`, which has the one expansion of sweeps, the empty callbacks that a
-launcher needs and the parser of Hydra's flags. Hydra 1.3 and 1.4 have them under the same names.
+Only this file imports from `hydra._internal`: expansion of sweeps, a launcher's callbacks and the parser of flags have no
+public names. Those of Hydra 1.3 and 1.4 are equal.
 """
 
 import contextlib
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import omegaconf
 from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -41,10 +40,9 @@ from snn_repro.registry import AUGMENTATIONS
 
 log = logging.getLogger("snn_repro")
 
-# Hydra 1.3 needs a version base, 1.4 deprecates it; OmegaConf 2.4 renamed the function that registers a resolver.
-VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
-_REGISTER = "register_new_resolver" if omegaconf.__version__.startswith("2.3.") else "register_resolver"
-_register_resolver: Any = getattr(OmegaConf, _REGISTER)
+_HYDRA_13 = hydra.__version__.startswith("1.3.")  # with OmegaConf 2.3; 1.4 (with 2.4) deprecates what 1.3 needs
+VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if _HYDRA_13 else {}
+_register_resolver: Any = OmegaConf.register_new_resolver if _HYDRA_13 else OmegaConf.register_resolver
 
 
 def _schema() -> DictConfig:
