@@ -34,7 +34,7 @@ from snn_repro.config import (
     search_outside,
     settled,
 )
-from snn_repro.config.compose import VERSION_BASE, get_args_parser
+from snn_repro.config.compose import VERSION_BASE, WHITELIST, get_args_parser
 from snn_repro.dry_run import dry_run, dry_sweep
 from snn_repro.errors import Interrupted, UserError
 from snn_repro.files import write_error
@@ -135,7 +135,7 @@ def call_hydra(argv: list[str]) -> int:
     search_outside()
     before, sys.argv = sys.argv, [sys.argv[0], *argv]
     try:
-        hydra.main(config_path=str(CONF_DIR), config_name="train", **VERSION_BASE)(task)()
+        hydra.main(config_path=str(CONF_DIR), config_name="train", **VERSION_BASE, **WHITELIST)(task)()
     except SystemExit as gone:  # Hydra exits so for an unknown --package
         return 2 if gone.code else 0
     except (HydraException, OmegaConfBaseException) as error:

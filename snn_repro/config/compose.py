@@ -1,7 +1,6 @@
 """Compose a checked `Config` from command-line overrides with Hydra, for one run or a sweep.
 
-Only this file imports from `hydra._internal`: expansion of sweeps, a launcher's callbacks and the parser of flags have no
-public names. Those of Hydra 1.3 and 1.4 are equal.
+Only this file imports from `hydra._internal`: sweeps, a launcher's context and the flags have no public names.
 """
 
 import contextlib
@@ -15,8 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize_config_dir, version
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser as get_args_parser
@@ -40,8 +38,10 @@ from snn_repro.registry import AUGMENTATIONS
 
 log = logging.getLogger("snn_repro")
 
-_HYDRA_13 = hydra.__version__.startswith("1.3.")  # with OmegaConf 2.3; 1.4 (with 2.4) deprecates what 1.3 needs
+_HYDRA_13 = version.__version__.startswith("1.3.")  # with OmegaConf 2.3; 1.4 (with 2.4) deprecates what 1.3 needs
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if _HYDRA_13 else {}
+# What Hydra 1.4 may call: the log lines of conf/train.yaml, and the samplers of the Optuna sweeper
+WHITELIST: dict[str, Any] = {} if _HYDRA_13 else {"execution_whitelist": ["snn_repro.console.LogLines", "optuna.*"]}
 _register_resolver: Any = OmegaConf.register_new_resolver if _HYDRA_13 else OmegaConf.register_resolver
 
 
@@ -214,7 +214,7 @@ def multirun_config(overrides: list[str]) -> Iterator[tuple[DictConfig, Any]]:
     with _hydra() as hydra:
         refuse_code(overrides)
         node = hydra.compose_config("train", [*overrides, "hydra.mode=MULTIRUN"], run_mode=RunMode.MULTIRUN)
-        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
+        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(), **WHITELIST)
     with _current(node):
         configure_log(node.hydra.hydra_logging, node.hydra.verbose)
         yield node, context
