@@ -2,7 +2,7 @@
 
 import os
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 # OpenMP threads that spin at barriers slow tiny networks down 4-60 times on busy cores. libgomp reads this variable once
 # at load time, so it is set before any of our modules imports torch.

@@ -15,13 +15,13 @@ from typing import Any, NoReturn
 
 import hydra
 import torch
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from snn_repro import __version__, console, train
 from snn_repro import config as conf
+from snn_repro.config.compose import VERSION_BASE, WHITELIST, get_args_parser
 from snn_repro.dry_run import dry_run, dry_sweep
 from snn_repro.errors import Interrupted, UserError, brief
 from snn_repro.files import write_error
@@ -122,7 +122,7 @@ def call_hydra(argv: list[str]) -> int:
     conf.search_outside()
     before, sys.argv = sys.argv, [sys.argv[0], *argv]
     try:
-        hydra.main(config_path=str(conf.CONF_DIR), config_name="train", version_base="1.3")(task)()
+        hydra.main(config_path=str(conf.CONF_DIR), config_name="train", **VERSION_BASE, **WHITELIST)(task)()
     except SystemExit as gone:  # Hydra exits so for an unknown --package
         return 2 if gone.code else 0
     except (HydraException, OmegaConfBaseException) as error:

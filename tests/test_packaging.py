@@ -30,7 +30,7 @@ def sources(tmp_path: Path) -> Path:
     copy.mkdir()
     for name in ("snn_repro", "conf"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     (copy / "results").mkdir()
     shutil.copy(ROOT / "results/paper_tables.yaml", copy / "results")
@@ -39,20 +39,26 @@ def sources(tmp_path: Path) -> Path:
 
 def run(folder: Path, *command: str, **environment: str) -> str:
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment
-    done = subprocess.run([str(c) for c in command], cwd=folder, capture_output=True, text=True, timeout=900, env=env)
+    done = subprocess.run([str(c) for c in command], cwd=folder, capture_output=True, text=True, timeout=3600, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
+def built(tmp_path: Path) -> tuple[Path, Path]:
+    """The sdist, and the wheel that is made from it."""
+    copy, out = sources(tmp_path), tmp_path / "dist"
+    run(copy, sys.executable, "-m", "build", "-o", out)
+    shutil.rmtree(copy)
+    return next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
+
+
 @pytest.mark.slow
 def test_a_wheel_runs_from_another_folder(tmp_path):
-    pip = [sys.executable, "-m", "pip", "-q"]
-    copy, other = sources(tmp_path), tmp_path / "other"
+    other = tmp_path / "other"
     other.mkdir()
-    run(copy, *pip, "wheel", ".", "--no-deps", "-w", tmp_path / "wheel")
-    (wheel,) = (tmp_path / "wheel").glob("*.whl")
-    run(other, *pip, "install", "--no-deps", "--target", tmp_path / "site", wheel)
-    shutil.rmtree(copy)
+    sdist, wheel = built(tmp_path)
+    assert "PASSED" in run(other, sys.executable, "-m", "twine", "check", "--strict", sdist, wheel)
+    run(other, sys.executable, "-m", "pip", "-q", "install", "--no-deps", "--target", tmp_path / "site", wheel)
     python, site = (
         [sys.executable, "-m", "snn_repro.train"],
         {"PYTHONPATH": str(tmp_path / "site"), "PYTHONSAFEPATH": "1"},

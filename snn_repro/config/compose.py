@@ -1,4 +1,7 @@
-"""Compose a checked `Config` from command-line overrides with Hydra, for one run or a sweep."""
+"""Compose a checked `Config` from command-line overrides with Hydra, for one run or a sweep.
+
+Only this file imports from `hydra._internal`: sweeps, a launcher's context and the flags have no public names.
+"""
 
 import contextlib
 import copy
@@ -11,9 +14,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize_config_dir, version
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser as get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -31,6 +35,12 @@ from snn_repro import outside
 from snn_repro.config.check import checked, choices, explain, given_keys, quoted, refuse_idle, unknown
 from snn_repro.config.schema import CONF_DIR, FORMER_KERNELS, GROUPS, NOT_HASHED, OWN, Config, ConfigError
 from snn_repro.registry import AUGMENTATIONS
+
+_HYDRA_13 = version.__version__.startswith("1.3.")  # with OmegaConf 2.3; 1.4 (with 2.4) deprecates what 1.3 needs
+VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if _HYDRA_13 else {}
+# What Hydra 1.4 may call: the log lines of conf/train.yaml, and the samplers of the Optuna sweeper
+WHITELIST: dict[str, Any] = {} if _HYDRA_13 else {"execution_whitelist": ["snn_repro.console.LogLines", "optuna.*"]}
+_register_resolver: Any = OmegaConf.register_new_resolver if _HYDRA_13 else OmegaConf.register_resolver
 
 
 def _schema() -> DictConfig:
@@ -68,9 +78,9 @@ def tweaks(overrides: list[str]) -> str:
     return text if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-OmegaConf.register_new_resolver("tweaks", lambda overrides: tweaks(list(overrides)), replace=True)
+_register_resolver("tweaks", lambda overrides: tweaks(list(overrides)), replace=True)
 # For conf/fidelity/described.yaml: false for lif, the family that can decay its input, else the key's default.
-OmegaConf.register_new_resolver("undecayed", lambda family: family != "lif", replace=True)
+_register_resolver("undecayed", lambda family: family != "lif", replace=True)
 
 
 # ---------------------------------------------------------------- composing
@@ -200,7 +210,7 @@ def multirun_config(overrides: list[str]) -> Iterator[tuple[DictConfig, Any]]:
     with _hydra() as hydra:
         refuse_code(overrides)
         node = hydra.compose_config("train", [*overrides, "hydra.mode=MULTIRUN"], run_mode=RunMode.MULTIRUN)
-        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
+        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(), **WHITELIST)
     with _current(node):
         configure_log(node.hydra.hydra_logging, node.hydra.verbose)
         yield node, context
@@ -249,7 +259,7 @@ def _hydra() -> Iterator[Any]:
         search_outside()
         saved = dict(GlobalHydra.instance().__dict__)
         GlobalHydra.instance().clear()
-        initialize_config_dir(str(CONF_DIR), version_base="1.3")
+        initialize_config_dir(str(CONF_DIR), **VERSION_BASE)
         try:
             yield GlobalHydra.instance().hydra
         except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, RecursionError) as error:
