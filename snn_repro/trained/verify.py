@@ -230,7 +230,9 @@ def digest(content: Mapping[str, Any]) -> str:
 def configuration(run: Claimed) -> tuple[bool | None, str]:
     """Whether all files have one configuration, and the overrides give it here."""
     others = {RESULT: run.result.config} | {name: content["config"] for name, content in run.checkpoints.items()}
-    apart = {name: differing(run.config, other) for name, other in others.items() if checkpoint.unlike(other, run.config)}
+    apart = {
+        name: differing(run.config, other) for name, other in others.items() if checkpoint.unlike(other, run.config)
+    }
     wrong = [f"{name}: {'; '.join(changed)}" for name, changed in apart.items()]
     for name, epoch in ((checkpoint.LAST, len(run.history)), (checkpoint.BEST, selection(run.history)[-1] + 1)):
         if name in run.checkpoints and (found := run.checkpoints[name]["epoch"]) != epoch:
