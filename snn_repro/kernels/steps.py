@@ -189,7 +189,7 @@ def _compare(steps: _Steps, x: Tensor, v0: Tensor | None, *tensors: Tensor) -> b
         for i, outputs in enumerate((steps.reference, steps.outputs)):
             start = time.perf_counter()
             found[i] = [*outputs(x, v0, *tensors), *gradients(outputs, gs, None, x, v0, *tensors)]
-            float(found[i][2].sum())  # waits for a GPU
+            float(found[i][0].sum())  # waits for a GPU
             seconds[i].append(time.perf_counter() - start)
     (s, *wanted), (s_graphs, *others) = found
     if (s != s_graphs).float().mean() > 1e-4 or any(  # a potential within rounding of the threshold may fire
