@@ -166,7 +166,7 @@ def test_the_report_of_a_gpu_says_what_is_not_right_first(library, tmp_path):
         "clif, loss=sdt, kernels=off: losses ",
     )
     assert len(wrong) == 3 and all(map(str.startswith, wrong, parts)), wrong
-    assert page.index(wrong[0]) < page.index("GPU: a pretended GPU") < page.index("| ours |")
+    assert page.index(wrong[0]) < page.index("- GPU: a pretended GPU") < page.index("| ours |")
     assert {"GPU", "driver", "CUDA", "torch", "triton", "spikingjelly"} <= report["machine"].keys()
     rows = {table["title"].partition(": ")[0]: table["rows"] for table in report["tables"]}
     assert [*rows] == [
