@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -81,8 +82,9 @@ def self_checks(on: Place, cases: tuple) -> Report:
 
     def verdict(case: tuple) -> tuple[str | None, float]:
         family, dtype, steps = case
+        layer: Any = build_neuron(family)
         start = time.monotonic()
-        return selfcheck.refusal(build_neuron(family).law(), dtype, steps, device), time.monotonic() - start
+        return selfcheck.refusal(layer.law(), dtype, steps, device), time.monotonic() - start
 
     at_once = max(1, min(len(cases), cores(), torch.cuda.mem_get_info(device)[0] // CHECK_MEMORY))
     with ThreadPoolExecutor(at_once) as pool:
