@@ -17,6 +17,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from llvmlite import ir
@@ -362,11 +363,11 @@ def _every_neuron(shape: tuple[int, ...], rounds: int, names: Sequence[str]) -> 
     for name in names:
         torch.manual_seed(0)
         x, grad = torch.randn(shape).requires_grad_(), torch.randn(shape)
-        reference = build_neuron(name, timesteps=shape[0], state_shape=shape[2:], backend="torch")
+        reference: Any = build_neuron(name, timesteps=shape[0], state_shape=shape[2:], backend="torch")
         theirs = _their_node(name, shape[0], shape[2])
         backends = {"compile": "compile"} if HAS_COMPILER else {}
         backends |= {"kernel": "cpu"} if reference.law() else {}
-        layers = {"reference": reference, "spikingjelly": theirs} if theirs else {"reference": reference}
+        layers: dict[str, Any] = {"reference": reference} | ({"spikingjelly": theirs} if theirs else {})
         for case, backend in backends.items():
             layers[case] = copy.deepcopy(reference)
             layers[case].backend = backend

@@ -115,7 +115,7 @@ def curves(results: Path) -> dict[str, dict[str, Any]]:
 def _write(path: Path, there: dict[str, dict[str, Any]]) -> None:
     runs = sorted(there)
     names = there[runs[0]]["name"]
-    arrays = {key: np.array([there[run][key] for run in runs], float if key in ("threshold", "lost") else np.int64)
+    arrays: dict[str, Any] = {key: np.array([there[run][key] for run in runs], float if key in ("threshold", "lost") else np.int64)
               for key in ("right", "steps", "operations", "threshold", "lost", "n")}  # fmt: skip
     with replace_atomically(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, runs=runs, name=names, **arrays)
@@ -128,7 +128,8 @@ Seeds = dict[int, tuple[Any, dict[str, Any]]]  # seed: (result, curves)
 
 def cells(results: Path) -> dict[tuple[str, str, str], Seeds]:
     """Runs with their curves, by (part, loss, initial state). Raises UserError where there is none."""
-    there, found = curves(results), {}
+    there = curves(results)
+    found: dict[tuple[str, str, str], Seeds] = {}
     file = results / "runs" / "anytime.jsonl"
     names = {part.dataset: name for name, part in PARTS.items()}
     for result in load([file]) if file.exists() else []:

@@ -274,7 +274,7 @@ def init_head(head: nn.Linear, head_init: str) -> None:
         nn.init.zeros_(head.bias)
 
 
-def kaiming(model: nn.Module, zero_bias: bool = False, mode: str = "fan_out", kinds: Any = nn.Conv2d) -> None:
+def kaiming(model: nn.Module, zero_bias: bool = False, mode: Any = "fan_out", kinds: Any = nn.Conv2d) -> None:
     """Draw the weights of all layers of some kinds from He's normal distribution (arXiv:1502.01852)."""
     for module in model.modules():
         if isinstance(module, kinds) and not module.weight.is_meta:  # else it would import torch's compiler (1 s)
