@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "snn_repro"
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
-LINES, STATEMENTS, FILES, TEST_LINES = 21_600, 13_700, 165, 18_900
+LINES, STATEMENTS, FILES, TEST_LINES = 22_000, 13_900, 165, 19_500
 FUNCTION_LINES, PARAMETERS, TRAIN_LINES, CONFIG_FILES = 60, 8, 450, 14
 
 
