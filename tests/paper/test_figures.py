@@ -10,6 +10,7 @@ import pytest
 import torch
 from fake_runs import fake_run
 from scripts_of_ours import script
+from test_anytime_study import planted
 
 from snn_repro.paper.figures import accuracy_steps, render, seeds
 from snn_repro.paper.results import group_runs, load
@@ -89,6 +90,7 @@ def results(tmp_path_factory):
     probe = dict(dataset="fashion_mnist", loss="lts", state="imp", seed=0, layers={"sn1": [0.1 * k for k in range(21)]})
     found = {"linear": {}, "networks": [probe]}
     (folder / "runs" / "initial_state" / initial_state.MEASURED).write_text(json.dumps(found))
+    planted(folder)
     run = tmp_path / "trained"
     fake_run(run, "dataset=digits_dvs", "neuron=lif_imp", "loss=tet_s", folder=".", extra=silent)
     state = {"sn1.imp": torch.linspace(0.3, 0.8, 72).view(2, 6, 6), "fc.weight": torch.zeros(2, 2)}

@@ -41,11 +41,7 @@ def test_pages_promise_the_power_that_there_is():
     assert [f"{power_to_see(1, 1, n):.2f}" for n in (5, 3)] == ["0.40", "0.18"]
     assert [round(visible_effect(1, n), 1) for n in (5, 3)] == [1.7, 3.3]
     assert "| 5 | 40 % | 1.7 sd |" in honest and "| 3 | 18 % | 3.3 sd |" in honest
-    half = stats.t.ppf(0.975, 2) / 3**0.5
-    alone, holm_of_36 = power_to_see(half, 1, 3), power_to_see(half, 1, 3, 0.05 / 36)
-    assert abs(alone - 0.61) < 0.006 and abs(holm_of_36 - 0.03) < 0.005
-    assert "size in 61 % of studies if it is the only comparison, and in 3 % after Holm's" in " ".join(rule.split())
-    assert "in 39 % of studies, after Holm's correction in 97 %" in " ".join(honest.split())
+    assert f"{visible_effect(1, 3, alpha=0.05 / 37):.1f}" == "15.7" and "of 15.7 standard deviations" in rule
 
 
 def test_one_value_has_no_spread():

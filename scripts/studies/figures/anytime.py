@@ -42,13 +42,14 @@ def draw(results: Path) -> Figure:
                 points += [(*point, state) for point in zip(operations, acc, strict=True)]
                 drawn += [result for result, _ in runs]
                 counts.add(len(runs))
-            cost, best, _ = zip(*front(points), strict=True)
-            axes.plot(cost, best, ".", color="black", markersize=2, label="Pareto front")
+            if points:
+                cost, best, _ = zip(*front(points), strict=True)
+                axes.plot(cost, best, ".", color="black", markersize=2, label="Pareto front")
             axes.set_title(f"{title(loss)}, {study.PARTS[part].dataset}")
             axes.set_xlabel("operations a sample, thousand")
         row[0].set_ylabel("test accuracy, %")
-    handles, labels = grid[0][0].get_legend_handles_labels()
+    handles, labels = max((axes.get_legend_handles_labels() for axes in grid.flat), key=lambda pair: len(pair[1]))
     figure.legend(handles, labels, loc="outside upper center", ncols=5)
     n = " to ".join(str(k) for k in sorted({min(counts), max(counts)}))
-    footnote(figure, f"line: mean, band: ± 1 standard deviation over {n} seeds, at 101 thresholds", runs=drawn)
+    footnote(figure, f"line: mean, band: ± 1 standard deviation over seeds (n = {n}), at 101 thresholds", runs=drawn)
     return figure
