@@ -25,7 +25,6 @@ from snn_repro.runs.folder import find_results
 from snn_repro.train import run
 
 BY_ID = {row.id: row for row in PAPER}
-# ---------------------------------------------------------------- the paper's numbers
 
 
 def test_the_papers_tables_are_whole():
@@ -56,9 +55,6 @@ def test_a_file_without_rows_is_named(tmp_path):
     for name in ("t.yaml", "none.yaml"):
         with pytest.raises(UserError, match=f"{name} cannot be read"):
             load_rows(tmp_path / name)
-
-
-# ---------------------------------------------------------------- experiments and the paper's rows
 
 
 def test_each_own_row_has_an_experiment():
@@ -117,9 +113,6 @@ def test_its_files_say_what_hydra_composes(name):
         composed = to_dict(load_config([f"experiment={name}", *([f"fidelity={fidelity}"] if fidelity else [])]))
         read = to_dict((rows(fidelity) if name in NAMES else compared_rows())[name])
         assert composed | {k: read[k] for k in ("run_dir", "logger")} == read
-
-
-# ---------------------------------------------------------------- our runs beside
 
 
 def a_result(config, **more) -> dict:
@@ -220,9 +213,6 @@ def test_the_list_shows_every_row_of_tables_2_and_3(capsys, listed):
     assert len(commands) == len([n for n in (*NAMES, *COMPARED) if n.startswith("table2_")])
 
 
-# ---------------------------------------------------------------- what a row costs
-
-
 def test_cost_of_rows_that_never_ran(tmp_path, capsys, monkeypatch, listed):
     monkeypatch.setattr(_hours, "_measured", {})
     measured = []
@@ -261,9 +251,6 @@ def test_a_step_is_timed_and_draws_stay_as_they_were(monkeypatch):
     key = _hours.network_key(config)
     assert key == _hours.network_key(load_config(["dataset=digits_dvs", "neuron=lif_imp", "loss=sdt", "seed=2"]))
     assert key != _hours.network_key(load_config(["dataset=digits_dvs", "neuron=lif", "timesteps=3"]))
-
-
-# ---------------------------------------------------------------- every row trains two steps
 
 
 @pytest.fixture(scope="module")

@@ -145,9 +145,6 @@ def test_augmentation_and_initial_weights_of_the_training_are_not_asked_for(digi
     assert evaluate_run(trained).correct == trained.result.correct
 
 
-# ---------------------------------------------------------------- what is measured
-
-
 def test_calibration_by_hand():
     p = torch.tensor([[0.7, 0.2, 0.1], [0.7, 0.1, 0.2], [0.1, 0.5, 0.4], [0.34, 0.33, 0.33]])
     found = calibration(p.log(), torch.tensor([0, 1, 1, 2]), bins=10)
@@ -176,9 +173,6 @@ def test_running_scores_are_what_the_loss_reads():
 def test_rows_of_the_confusion_matrix_are_labels():
     found = confusion_matrix(torch.tensor([0, 0, 2]), torch.tensor([1, 0, 2]), 3)
     assert found.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
-
-
-# ---------------------------------------------------------------- the command
 
 
 @pytest.fixture

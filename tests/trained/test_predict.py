@@ -36,8 +36,6 @@ def first_test_image(*overrides: str):
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*results do not compare:UserWarning")
 
-# ---------------------------------------------------------------- images
-
 
 @pytest.mark.parametrize("more", [[], ["dataset.channel_order=bgr", "dataset.frame_size=20"]])
 def test_an_image_of_cifar10(more, tmp_path):
@@ -70,9 +68,6 @@ def test_an_image_of_imagenet(tmp_path):
     assert torch.equal(SETS["imagenet1k"].sample(cfg, file, silent), x)
 
 
-# ---------------------------------------------------------------- recordings
-
-
 def test_a_digit_is_recorded_as_the_data_are():
     images, cfg = load_digits()[0], load_config(["dataset=digits_dvs", "timesteps=3"])
     frames = digits_dvs_frames(3)
@@ -102,9 +97,6 @@ def test_a_recording_equals_its_row_of_the_cache(name, write, file, size, tmp_pa
         assert x.dtype == torch.float32 and np.array_equal(x[:, 0], cache.frames[row].astype(np.float32))
 
 
-# ---------------------------------------------------------------- what is wrong
-
-
 @pytest.mark.parametrize(
     ("name", "source", "sentence"),
     [
@@ -132,9 +124,6 @@ def test_what_is_no_sample_is_one_sentence(name, source, sentence, tmp_path):
     with pytest.raises(UserError, match=sentence) as error:
         SETS[name].sample(cfg, source, silent)
     assert "\n" not in str(error.value)
-
-
-# ---------------------------------------------------------------- the network
 
 
 def test_the_network_answers_as_in_its_run(digits):
