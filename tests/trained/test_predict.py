@@ -1,7 +1,6 @@
 """One raw sample becomes what the test's data are, for every kind of data set; and the network answers as it did."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -139,41 +138,28 @@ def test_the_network_answers_as_in_its_run(digits):
     assert run.class_names == list("0123456789") and len(found) == 3
 
 
-def test_the_command(digits, tmp_path, monkeypatch, capsys):
+def test_the_command(digits, tmp_path, entered):
     zero = Image.fromarray(np.round(load_digits()[0][0, 0] * 255).astype(np.uint8)).resize((16, 16))
     zero.save(tmp_path / "zero.png")
-
-    def typed(*words) -> int:
-        monkeypatch.setattr(sys, "argv", ["snn-predict", *map(str, words)])
-        with pytest.raises(SystemExit) as done:
-            predict.entry()
-        return done.value.code
-
-    assert typed(digits, tmp_path / "zero.png", "weights=best", "device=cpu") == 0
-    out, err = capsys.readouterr()
-    assert out.startswith(f"{tmp_path / 'zero.png'}: ") and len(out.splitlines()) == 6 and "resized to 8x8" in err
-    assert typed(digits, tmp_path / "zero.png", "--json") == 0
-    (found,) = json.loads(capsys.readouterr().out)
+    code, out, err = entered(predict.entry, digits, tmp_path / "zero.png", "weights=best", "device=cpu")
+    assert code == 0 and len(out.splitlines()) == 6
+    assert out.startswith(f"{tmp_path / 'zero.png'}: ") and "resized to 8x8" in err
+    (found,) = json.loads(entered(predict.entry, digits, tmp_path / "zero.png", "--json")[1])
     assert found["steps"][-1] == {k: found[k] for k in ("label", "name", "confidence")} and len(found["logits"]) == 4
     for name in ("b/one.PNG", "a.jpg", ".hidden.png", "notes.txt"):
         (tmp_path / "all" / name).parent.mkdir(parents=True, exist_ok=True)
         zero.save(tmp_path / "all" / name, "png")
     (tmp_path / "all/bad.png").write_text("no picture")
-    assert typed(digits, tmp_path / "all", tmp_path / "zero.png") == 0
-    out, err = capsys.readouterr()
+    code, out, err = entered(predict.entry, digits, tmp_path / "all", tmp_path / "zero.png")
     files = [str(tmp_path / name) for name in ("all/a.jpg", "all/b/one.PNG", "zero.png")]
-    assert [line.split(": ")[0] for line in out.splitlines()] == files
-    assert (
-        "a.jpg: its 16x16" in err
-        and "one.PNG" not in err
-        and f"skipped: {tmp_path / 'all/bad.png'} cannot be read" in err
-    )
+    assert code == 0 and [line.split(": ")[0] for line in out.splitlines()] == files
+    assert "a.jpg: its 16x16" in err and "one.PNG" not in err
+    assert f"skipped: {tmp_path / 'all/bad.png'} cannot be read" in err
     (tmp_path / "none").mkdir()
     for words, sentence in (
         [[digits, tmp_path / "none"], "holds no image or recording; they end in .jpg"],
         [[digits], "the following arguments are required: FILE"], [[digits, "gone.png"], "gone.png does not exist"],
         [[digits, "x", "device=tpu"], "device=tpu must be"],
     ):  # fmt: skip
-        assert typed(*words) == 2
-        err = capsys.readouterr().err
-        assert err.startswith("snn-predict: ") and sentence in err and err.count("\n") == 1
+        code, _, err = entered(predict.entry, *words)
+        assert code == 2 and err.startswith("snn-predict: ") and sentence in err and err.count("\n") == 1
