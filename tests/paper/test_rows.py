@@ -28,13 +28,12 @@ BY_ID = {row.id: row for row in PAPER}
 
 
 def test_the_papers_tables_are_whole():
-    paper = PAPER
-    assert [sum(r.table == t for r in paper) for t in (1, 2, 3, "code", "rivals")] == [14, 31, 21, 4, 16]
-    assert [sum(r.table == t and r.own for r in paper) for t in (1, 2, 3)] == [14, 9, 6]
-    assert all(r.dataset in SETS and 0 < r.accuracy <= 100 for r in paper) and len(BY_ID) == len(paper)
+    assert [sum(r.table == t for r in PAPER) for t in (1, 2, 3, "code", "rivals")] == [14, 31, 21, 4, 16]
+    assert [sum(r.table == t and r.own for r in PAPER) for t in (1, 2, 3)] == [14, 9, 6]
+    assert all(r.dataset in SETS and 0 < r.accuracy <= 100 for r in PAPER) and len(BY_ID) == len(PAPER)
     corrected = {"table3_tdbn_r34": 63.72, "table3_spikformer_6_512": 72.46}
-    assert {r.id: r.corrected for r in paper if r.corrected} == corrected
-    for row in paper:
+    assert {r.id: r.corrected for r in PAPER if r.corrected} == corrected
+    for row in PAPER:
         assert (row.gain is None) == (row.gain_over is None)
         if row.gain is not None:
             assert round(row.accuracy - BY_ID[row.gain_over].accuracy, 2) == row.gain
