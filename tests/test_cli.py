@@ -36,9 +36,6 @@ def refused(typed):
     return run
 
 
-# ---------------------------------------------------------------- flags
-
-
 @pytest.mark.parametrize("flags", [["--info", "config"], ["--cfg", "job", "--resolve", "-p", "recipe"]])
 def test_looking_is_checked_as_a_run_is(flags, refused, monkeypatch):
     monkeypatch.setattr(cli, "call_hydra", lambda _: pytest.fail("Hydra was asked"))
@@ -74,9 +71,6 @@ def test_shells_get_what_hydra_has(monkeypatch, capsys):
         assert said("query=fish").split() == found
 
 
-# ---------------------------------------------------------------- what is printed
-
-
 @pytest.mark.slow
 def test_run_prints_in_a_notebook(tmp_path):
     """Nobody has configured logging: each line appears once, in the second call too. Nothing is imported that is not used."""
@@ -104,9 +98,6 @@ def test_a_warning_is_one_line_of_one_process(monkeypatch):
     assert console.one_line("of another process", *where) == ""
 
 
-# ---------------------------------------------------------------- places
-
-
 def test_folders_that_are_none_or_of_the_other_kind_are_refused(tmp_path, monkeypatch, refused):
     monkeypatch.chdir(tmp_path)
     assert "hydra.sweep.dir= names no folder" in refused("-m", "seed=0,1", "hydra.sweep.dir=")
@@ -116,9 +107,6 @@ def test_folders_that_are_none_or_of_the_other_kind_are_refused(tmp_path, monkey
     (tmp_path / "file").write_text("")
     assert "file" in refused(*SHORT, f"hydra.run.dir={tmp_path}/file/run")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-# ---------------------------------------------------------------- searching
 
 
 @pytest.mark.parametrize("acc_val, returned", [(0.0, 0.0), (None, 0.9)])
@@ -147,9 +135,6 @@ def test_a_search_without_a_validation_part_says_so(sweeper, validation, says, c
     assert cli._main(["-m", "hydra/sweeper=x"]) == 0
     err = capsys.readouterr().err
     assert err.count("this search selects on the test set, because dataset.validation=0") == says == err.count("\n")
-
-
-# ---------------------------------------------------------------- stopping a sweep
 
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGUSR2])
@@ -202,9 +187,6 @@ def test_a_signal_stops_a_sweep_in_the_middle_of_runs_and_saves_them(tmp_path, s
     assert f"snn-train: the sweep was stopped by {sig.name}\n3 of 3 runs did not finish:\n" in err
     assert err.count("  interrupted: ") == under_way and err.count("  not started: ") == 3 - under_way
     assert "Traceback" not in err and len(list((tmp_path / "runs").rglob("checkpoint_last.pt"))) == under_way
-
-
-# ---------------------------------------------------------------- data of a sweep
 
 
 def test_a_sweep_looks_for_all_its_data_first(tmp_path, typed, monkeypatch):

@@ -90,9 +90,6 @@ def test_data_sets_are_found_by_the_names_that_users_give_them(tmp_path, plain, 
     assert run(dataset, raw, tmp_path / "cache").read == 0
 
 
-# ------------------------------------------------------------------ archives
-
-
 def test_an_archive_is_unpacked_once_and_again_when_it_changed(tmp_path, caplog):
     def opened():
         return open_cache("ncaltech101", tmp_path / "cache", 2, data_dir=tmp_path / "raw")
@@ -167,9 +164,6 @@ def test_a_set_that_is_not_found_names_what_was_looked_for(tmp_path):
         find_recordings(SETS["dvs_gesture"], None)
 
 
-# ------------------------------------------------------------------ links and odd files
-
-
 def test_links_are_followed_and_loops_end(tmp_path):
     """Class folders and files may be links to anywhere; a link back up adds nothing and does not go on for ever."""
     written = write_ncaltech101(tmp_path / "store")
@@ -219,9 +213,6 @@ def test_odd_lists_and_tables_of_gesture(tmp_path):
     lists["test"].unlink()
     with pytest.raises(DataError, match="trials_to_test.txt is missing"):
         find_recordings(SETS["dvs_gesture"], tmp_path)
-
-
-# ------------------------------------------------------------------ where a cache may lie
 
 
 @pytest.mark.parametrize("dataset, archive", [("cifar10_dvs", True), ("cifar10_dvs", False), ("ncaltech101", False)])

@@ -179,11 +179,10 @@ def test_the_configuration_is_checked_with_what_is_found(tmp_path):
     assert SETS["image_folder"].state(away)[0] == "missing"
 
 
-def test_runs_train_and_refuse_other_data(tmp_path):
+def test_runs_train_and_refuse_other_data(quick, tmp_path):
     root = images(tmp_path / "data", n=2)
-    quick = ["logger.mode=disabled", "recipe.epochs=1", "debug.max_steps=1", "debug.max_eval_batches=1", "timesteps=1"]
-    quick += ["kernels=off"]
-    cfg = config(root, *quick, f"hydra.run.dir={tmp_path / 'run'}", "neuron=if_imp")
+    short = ["recipe.epochs=1", "debug.max_steps=1", "timesteps=1", "kernels=off"]
+    cfg = quick("dataset=image_folder", f"data_dir={root}", *short, "neuron=if_imp")
     result = run(cfg)
     assert (result.num_classes, result.input_size) == (3, [3, 12, 12])
     trained = load_run(tmp_path / "run")

@@ -49,9 +49,6 @@ def prepared(root: Path, cache: Path, *overrides: str):
     return cfg
 
 
-# ------------------------------------------------------------------ recordings
-
-
 WRITERS = {
     ".npz": save_npz,
     ".aedat": lambda path, e: path.write_bytes((encode_aedat2, encode_aedat3)[int(path.stem) % 2](e)),
@@ -162,9 +159,6 @@ def test_a_bad_recording_that_is_left_out_moves_no_other(tmp_path):
     prepare(SETS["event_folder"].of(cfg), root, cfg.cache_dir, 2, allow_bad=True)
     assert data_names(cfg) == whole
     assert build_data(cfg).split.id == "event_folder/stratified,test=0.2,seed=0,dropped=1"
-
-
-# ------------------------------------------------------------------ tables of events
 
 
 def test_columns_apart_in_a_group_and_as_a_structured_array(tmp_path):

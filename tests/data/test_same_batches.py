@@ -36,8 +36,6 @@ def reference(inputs, transforms, epoch, seed):
         yield x, target
 
 
-# ------------------------------------------------------------------ what is held against it
-
 RECIPES = {
     "none": [],
     "48 pixels": [RandomCrop(4), RandomFlip(0.5)],
@@ -64,9 +62,6 @@ def check(batches, expected, epoch, start=0):
     for (x, target), (x_there, target_there) in zip(batches.epoch(epoch, start), expected, strict=True):
         assert x.dtype == torch.float32 and x.is_contiguous()
         assert torch.equal(x, x_there.contiguous()) and torch.equal(target, target_there)
-
-
-# ------------------------------------------------------------------ on a device, and ahead
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -42,8 +42,6 @@ def test_the_page_has_every_key_of_the_preset():
     assert exchanged <= keys
 
 
-# ---------------------------------------------------------------- where each key of a row of others is said
-
 SOURCES, TABLES = ROOT / "docs/sources.yaml", script("make_tables")
 KNOWN = yaml.safe_load(SOURCES.read_text("utf-8"))
 

@@ -105,11 +105,8 @@ def test_equals_the_dense_convolution_by_any_threads_and_memory_format(threads, 
 @pytest.mark.parametrize(("ours", "plain", "size"), [(StepConv1d, nn.Conv1d, (18,)), (StepConv2d, nn.Conv2d, (6, 5))])
 def test_layers_over_tokens_and_over_steps_equal_torchs(ours, plain, size, bias):
     torch.manual_seed(0)
-    layer, theirs, x = (
-        ours(24, 40, 1, bias=bias),
-        plain(24, 40, 1, bias=bias),
-        (torch.rand(2, 3, 24, *size) < 0.2).float(),
-    )
+    layer, theirs = (kind(24, 40, 1, bias=bias) for kind in (ours, plain))
+    x = (torch.rand(2, 3, 24, *size) < 0.2).float()
     theirs.load_state_dict(layer.state_dict())
     expected = run(layer, x, "torch")
     assert torch.equal(expected[0].flatten(0, 1), theirs(x.flatten(0, 1)))

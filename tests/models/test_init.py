@@ -38,11 +38,8 @@ def test_potentials_fluctuate_as_far_as_asked_for(name):
     """Inputs that fire at the rate give potentials of standard deviation v_th / xi at the last step, without spikes."""
     torch.manual_seed(0)
     neuron, classifier = build_neuron(name, timesteps=6, state_shape=(500,)), nn.Linear(500, 3)
-    network, kernel, before = (
-        nn.Sequential(nn.Linear(800, 500), neuron, classifier),
-        response(neuron),
-        classifier.weight.clone(),
-    )
+    network, kernel = nn.Sequential(nn.Linear(800, 500), neuron, classifier), response(neuron)
+    before = classifier.weight.clone()
     fluctuation(network, init_xi=2.0, init_rate=0.05)
     x = network[0](torch.rand(6, 200, 800).lt(0.05).float())
     v = sum(kernel[5 - t] * x[t] for t in range(6))

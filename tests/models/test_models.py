@@ -35,14 +35,8 @@ def neurons(model):
 def test_golden_architecture(name):
     a = ARCHITECTURES[name]
     with torch.device("meta"):  # shapes and counts need no memory
-        model = build_model(
-            a["model"],
-            num_classes=a["num_classes"],
-            input_shape=a["input_shape"],
-            timesteps=a["timesteps"],
-            neuron=IF_IMP,
-            **a["options"],
-        )
+        given = {key: a[key] for key in ("num_classes", "input_shape", "timesteps")}
+        model = build_model(a["model"], neuron=IF_IMP, **given, **a["options"])
     assert count_parameters(model) == (a["weights"], a["imp"])
     shapes = {name: list(node.imp.shape) for name, node in neurons(model).items()}
     if a["names"]:

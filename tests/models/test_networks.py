@@ -23,6 +23,9 @@ from snn_repro.neurons import Neuron, build_neuron, firing_rates
 IF_IMP = {"name": "if", "imp": True}
 # Small forms: input shape, time steps, options
 SMALL = {
+    "small": ((1, 8, 8), 4, {}),
+    "vgg128": ((2, 17, 24), 3, {}),
+    "vgg48": ((2, 48, 48), 2, dict(dropout=0.0)),
     "plif_net": ((3, 8, 8), 3, dict(channels=6, hidden=12, voters=3, dropout=0.0)),
     "plif_net_dvs": ((2, 16, 18), 3, dict(channels=6, hidden=12, voters=3, dropout=0.0)),
     "resnet19": ((2, 8, 9), 2, dict(hidden=16)),
@@ -38,11 +41,6 @@ SMALL = {
     "maxformer": ((2, 32, 32), 3, dict(embed_dims=32, depths=[1, 1, 1])),
     "maxformer_cifar": ((1, 8, 8), 3, dict(embed_dims=32, depths=[1, 1, 1])),
 }
-SMALL = {
-    "small": ((1, 8, 8), 4, {}),
-    "vgg128": ((2, 17, 24), 3, {}),
-    "vgg48": ((2, 48, 48), 2, dict(dropout=0.0)),
-} | SMALL
 SMALL |= {name: ((3, 32, 32), 2, {}) for name in MODELS if name not in SMALL}
 LARGE = ("resnet19", "spiking_resnet34", "vgg16", "vggsnn", "vgg48", *(n for n in SMALL if n.startswith("sew_resnet")))
 EACH = [pytest.param(n, marks=[pytest.mark.slow] * (n in LARGE and n != "sew_resnet18_cifar")) for n in SMALL]

@@ -59,9 +59,6 @@ def test_runs_that_differ_are_never_averaged(tmp_path, option, changed, said):
     assert any(d.startswith(said.split("=")[0]) for d in recipe_difference(a, b))
 
 
-# ---------------------------------------------------------------- unlike runs
-
-
 def marks(table) -> dict[str, str]:
     return {row["row"]: row["differs"] for row in table.rows}
 
@@ -189,9 +186,6 @@ def test_threads_processes_and_changes_on_resume_are_named(tmp_path):
     assert marks(table)["digits-small-if_imp-sdt [b]"] == "processes=1, threads=1 and 2"
 
 
-# ---------------------------------------------------------------- a row against another
-
-
 @pytest.fixture
 def two(tmp_path):
     """Rows of 5 seeds: lts is better than sdt at the readout, by 2 points and noise; lts has a seed more."""
@@ -285,9 +279,6 @@ def test_several_rows_are_compared_with_the_first_one(two, capsys):
         assert numbers == pytest.approx([3, one.mean, one.low, one.high, one.p])
     assert "Dunnett" in " ".join(tet["notes"]) and "loss.name: sdt -> tet" in tet["notes"][0]
     assert "p steps" in said(capsys, *folders, "--test")
-
-
-# ---------------------------------------------------------------- damaged and foreign files
 
 
 def test_a_seed_counts_once(runs):

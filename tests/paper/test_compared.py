@@ -87,9 +87,6 @@ def test_a_row_as_published_is_what_its_authors_code_says(name):
     assert (row.T == c.timesteps) != any(caveat.startswith("T") and caveat[1] in ": " for caveat in c.caveats)
 
 
-# ---------------------------------------------------------------- twins
-
-
 @pytest.mark.parametrize("name", TWINS)
 def test_a_twin_has_the_data_and_the_recipe_of_its_baseline(name):
     """That it changes nothing but what docs/sources.yaml says, tests/docs/test_paper_and_code.py sees."""
@@ -116,9 +113,6 @@ def test_baselines_of_more_than_one_step_lack_one_part_each():
     trsg, mp_init = (compared_rows()[name] for name in both.baselines[1:])
     assert {d.split(":")[0] for d in differing(trsg, both)} == {"name", "neuron.initial"}
     assert mp_init.neuron.initial == both.neuron.initial == "mp_init" != trsg.neuron.initial
-
-
-# ---------------------------------------------------------------- what is quoted, and what nothing reproduces
 
 
 def test_each_quoted_number_has_a_row_or_a_reason():

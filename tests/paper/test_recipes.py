@@ -20,8 +20,6 @@ from snn_repro.neurons import build_neuron
 from snn_repro.optim import build_schedule, lr_factor, parameter_groups
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-# ---------------------------------------------------------------- learning rates
-
 SCHEDULES = {  # golden schedule -> (row, iterations an epoch)
     "cifar10_lamb_0.005_300ep_L196": [("table1_cifar10_sdt", 196), ("figure4_cifar10_imp_lts", 196)],
     "in100_or_dvs48_sgd_0.1_200ep": [("table1_imagenet100_tet", 10), ("table2_cifar10dvs48_t8_imp_tet_s", 10),
@@ -54,8 +52,6 @@ def test_the_scheduler_applies_them_step_by_step(golden):
         if epoch < 2:
             assert seen[epoch * per_epoch + iteration] == pytest.approx(lr, rel=1e-6)
 
-
-# ---------------------------------------------------------------- optimisers
 
 # Weight decay of IMP where the row trains it; the rows not named here with "imp" in their name do not train it.
 IMP_DECAY = {
@@ -106,8 +102,6 @@ def test_what_is_decayed_and_what_is_not(name):
     assert len(grouped) == len(set(grouped)) == sum(p.requires_grad for p in kind)
 
 
-# ---------------------------------------------------------------- networks
-
 # golden/architectures.json -> a row with IMP
 COUNTED = {
     "in1k_sew_resnet18_224": "table3_sew_r18_imp_lts", "in1k_sew_resnet34_224": "table3_sew_r34_imp_lts",
@@ -129,8 +123,6 @@ def test_parameter_counts_are_exact():
         facts = golden[architecture]
         assert (weights, imp) == (facts["weights"], facts["imp"] if architecture in COUNTED else 0)
 
-
-# ---------------------------------------------------------------- partners
 
 METHOD = ("name", "paper_row", "neuron.imp", "recipe.imp_", "loss.")  # what IMP and a loss change
 
@@ -162,9 +154,6 @@ def test_every_row_with_imp_or_a_new_loss_has_its_partner_without():
             assert not config.neuron.imp
 
 
-# ---------------------------------------------------------------- fidelity
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_described_takes_the_input_whole(name):
     """h = (1 - tau) s + I: no row halves its input; where the family decays none, nothing is set."""
@@ -175,9 +164,6 @@ def test_described_takes_the_input_whole(name):
     neuron = build_neuron(**{k: v for k, v in options(described).items() if not k.startswith(("imp", "initial"))})
     charge, retain = neuron.law()[:2]
     assert charge == "if" or (charge == "leaky" and retain == {"lif": 0.5, "leaky": 0.25}[described.name])
-
-
-# ---------------------------------------------------------------- small parts
 
 
 def test_labels_are_smoothed_after_mixing():

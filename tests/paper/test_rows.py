@@ -25,17 +25,15 @@ from snn_repro.runs.folder import find_results
 from snn_repro.train import run
 
 BY_ID = {row.id: row for row in PAPER}
-# ---------------------------------------------------------------- the paper's numbers
 
 
 def test_the_papers_tables_are_whole():
-    paper = PAPER
-    assert [sum(r.table == t for r in paper) for t in (1, 2, 3, "code", "rivals")] == [14, 31, 21, 4, 16]
-    assert [sum(r.table == t and r.own for r in paper) for t in (1, 2, 3)] == [14, 9, 6]
-    assert all(r.dataset in SETS and 0 < r.accuracy <= 100 for r in paper) and len(BY_ID) == len(paper)
+    assert [sum(r.table == t for r in PAPER) for t in (1, 2, 3, "code", "rivals")] == [14, 31, 21, 4, 16]
+    assert [sum(r.table == t and r.own for r in PAPER) for t in (1, 2, 3)] == [14, 9, 6]
+    assert all(r.dataset in SETS and 0 < r.accuracy <= 100 for r in PAPER) and len(BY_ID) == len(PAPER)
     corrected = {"table3_tdbn_r34": 63.72, "table3_spikformer_6_512": 72.46}
-    assert {r.id: r.corrected for r in paper if r.corrected} == corrected
-    for row in paper:
+    assert {r.id: r.corrected for r in PAPER if r.corrected} == corrected
+    for row in PAPER:
         assert (row.gain is None) == (row.gain_over is None)
         if row.gain is not None:
             assert round(row.accuracy - BY_ID[row.gain_over].accuracy, 2) == row.gain
@@ -56,9 +54,6 @@ def test_a_file_without_rows_is_named(tmp_path):
     for name in ("t.yaml", "none.yaml"):
         with pytest.raises(UserError, match=f"{name} cannot be read"):
             load_rows(tmp_path / name)
-
-
-# ---------------------------------------------------------------- experiments and the paper's rows
 
 
 def test_each_own_row_has_an_experiment():
@@ -117,9 +112,6 @@ def test_its_files_say_what_hydra_composes(name):
         composed = to_dict(load_config([f"experiment={name}", *([f"fidelity={fidelity}"] if fidelity else [])]))
         read = to_dict((rows(fidelity) if name in NAMES else compared_rows())[name])
         assert composed | {k: read[k] for k in ("run_dir", "logger")} == read
-
-
-# ---------------------------------------------------------------- our runs beside
 
 
 def a_result(config, **more) -> dict:
@@ -220,9 +212,6 @@ def test_the_list_shows_every_row_of_tables_2_and_3(capsys, listed):
     assert len(commands) == len([n for n in (*NAMES, *COMPARED) if n.startswith("table2_")])
 
 
-# ---------------------------------------------------------------- what a row costs
-
-
 def test_cost_of_rows_that_never_ran(tmp_path, capsys, monkeypatch, listed):
     monkeypatch.setattr(_hours, "_measured", {})
     measured = []
@@ -261,9 +250,6 @@ def test_a_step_is_timed_and_draws_stay_as_they_were(monkeypatch):
     key = _hours.network_key(config)
     assert key == _hours.network_key(load_config(["dataset=digits_dvs", "neuron=lif_imp", "loss=sdt", "seed=2"]))
     assert key != _hours.network_key(load_config(["dataset=digits_dvs", "neuron=lif", "timesteps=3"]))
-
-
-# ---------------------------------------------------------------- every row trains two steps
 
 
 @pytest.fixture(scope="module")

@@ -51,9 +51,6 @@ def groups(folder):
     return {g.label: g for g in group_runs(load([folder]))[0]}
 
 
-# ---------------------------------------------------------------- operations
-
-
 def test_operations_and_energy_have_columns_where_runs_counted_them(runs):
     before = paper_table(1, ROWS, list(groups(runs).values()))
     assert "synops" not in {c.key for c in before.columns} and not any("synops" in note for note in before.notes)
@@ -64,9 +61,6 @@ def test_operations_and_energy_have_columns_where_runs_counted_them(runs):
     (line,) = [r for r in table.rows if r["accuracy"] == 92.5]
     assert (line["synops"], line["macs"], line["energy"]) == (3.0, 1.0, pytest.approx(7.3))
     assert any(note.startswith("synops") for note in table.notes) and "energy a sample, nJ" in to_markdown(table)
-
-
-# ---------------------------------------------------------------- gains
 
 
 def test_gain_is_paired_over_common_seeds(runs):
@@ -105,9 +99,6 @@ def test_another_recipe_is_no_baseline(tmp_path, overrides, more, said):
         gain(g["row_b"], g["row_a"])
     table = paper_table(1, ROWS, list(g.values()))
     assert table.rows[1]["gain_1"] is None and any("no gain over row_a" in n and said in n for n in table.notes)
-
-
-# ---------------------------------------------------------------- collecting
 
 
 def test_collected_runs_say_the_same_with_less(runs, tmp_path):
@@ -167,8 +158,6 @@ def test_damaged_predictions_are_skipped_and_named(tmp_path, capsys, content):
     assert [r.right is None for r in load([tmp_path / "kept"])] == [False, True]  # its result stays
 
 
-# ---------------------------------------------------------------- of which code a result is
-
 NOW = code_version()
 BEFORE = dict(commit="c" * 40, dirty=False, sha256="0" * 64)  # of the hash that results had before
 
@@ -192,9 +181,6 @@ def test_rows_of_older_numbers_are_marked(tmp_path, capsys, monkeypatch):
     assert "warning: older numbers: 2 of 4 runs" in capsys.readouterr().err
     fake_run(runs, *BASE, seed=1, extra=dict(code=NOW))
     assert TABLES.main(["--results", str(tmp_path), "--check"]) == 1
-
-
-# ---------------------------------------------------------------- the paper's tables
 
 
 def test_paper_and_ours_side_by_side(runs):
@@ -242,9 +228,6 @@ def test_a_run_that_departs_from_its_row_says_so(tmp_path):
     assert said == [None, "debug.max_steps=3, recipe.epochs=9", "row_b is no experiment"]
 
 
-# ---------------------------------------------------------------- forms
-
-
 AWKWARD = Table(
     "50 % & more_",
     [Column("a", "a_b"), Column("x", "x & y", "number")],
@@ -288,8 +271,6 @@ def test_tables_fit_a_neurips_page_at_8_points_and_one_that_is_too_wide_and_tall
         -2000:
     ]
 
-
-# ---------------------------------------------------------------- numbers in README.md
 
 README = """Before <!-- accuracy a -->1 % (n=1)<!-- / -->,
 | <!-- accuracy deep/b -->stale<!-- / --> at <!-- steps deep/b -->1 2<!-- / --> | <!-- accuracy absent -->84 %<!-- / --> |

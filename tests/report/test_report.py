@@ -194,9 +194,6 @@ def test_what_a_user_wrote_is_never_html(tmp_path):
     assert "http-equiv" not in page and 'http-equiv="refresh" content="7"' in render([tmp_path / "<b>runs"], 0, 6.5)[0]
 
 
-# ---------------------------------------------------------------- networks
-
-
 def test_checkpoints_give_samples_spikes_and_imp(tmp_path, quick):
     from snn_repro.train import run
 
@@ -233,9 +230,6 @@ def test_a_result_that_cannot_be_shown_costs_one_line(tmp_path):
     assert "bad/seed0 holds a damaged run" in damaged and content(page)["rows"] == ["mine", "odd"]
     assert odd.startswith("Firing rates by layer: this section cannot show the data of a run (TypeError")
     assert odd in unescape(page)
-
-
-# ---------------------------------------------------------------- the script
 
 
 def test_the_script_writes_the_page_and_names_what_is_damaged(tmp_path, capsys):

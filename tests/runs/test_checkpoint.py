@@ -31,12 +31,16 @@ def small(**more):
     return build_model("small", **(arguments | more))
 
 
+def resnet(name, imp=True):
+    neuron = {"name": "if", "imp": imp}
+    return build_model(name, num_classes=5, input_shape=(3, 32, 32), timesteps=2, neuron=neuron)
+
+
 def test_the_newest_sound_checkpoint_is_taken(tmp_path):
-    config = CONFIG
-    assert checkpoint.resume(tmp_path, config) is None
+    assert checkpoint.resume(tmp_path, CONFIG) is None
     checkpoint.save(tmp_path, content(1))
     checkpoint.save(tmp_path, content(2))
-    assert checkpoint.resume(tmp_path, config)["epoch"] == 2 and not list(tmp_path.glob("*.tmp"))
+    assert checkpoint.resume(tmp_path, CONFIG)["epoch"] == 2 and not list(tmp_path.glob("*.tmp"))
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
@@ -85,9 +89,7 @@ def test_tebn_is_tied_to_timesteps():
 
 def test_pretrained_weights_of_torchvision_keep_imp_and_foreign_heads(tmp_path):
     torch.save(resnet18(num_classes=7).state_dict(), tmp_path / "tv.pt")
-    model = build_model(
-        "sew_resnet18", num_classes=5, input_shape=(3, 32, 32), timesteps=2, neuron={"name": "if", "imp": True}
-    )
+    model = resnet("sew_resnet18")
     imp, head, said = model.sn1.imp.clone(), model.fc.weight.clone(), []
     checkpoint.load_pretrained(model, tmp_path / "tv.pt", said.append)
     assert torch.equal(model.sn1.imp, imp) and torch.equal(model.fc.weight, head)
@@ -125,11 +127,6 @@ def as_its_authors_write_it(ours, connect_f="ADD", downsample="downsample.0"):
     optimizer = torch.optim.SGD(ours.parameters(), 0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 320).state_dict()
     return {"model": weights, "optimizer": optimizer.state_dict(), "lr_scheduler": schedule, "epoch": 319, "args": command_line}  # fmt: skip
-
-
-def resnet(name, imp=True, classes=5, **options):
-    neuron = {"name": "if", "imp": imp}
-    return build_model(name, num_classes=classes, input_shape=(3, 32, 32), timesteps=2, neuron=neuron, **options)
 
 
 @pytest.mark.parametrize(

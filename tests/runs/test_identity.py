@@ -23,9 +23,6 @@ from snn_repro.train import TrainingError, run
 TINY = "logger.mode=disabled recipe.epochs=1 debug.max_steps=1 debug.max_eval_batches=1 recipe.batch_size=8".split()
 
 
-# ---------------------------------------------------------------- other data
-
-
 @pytest.fixture
 def other_digits(monkeypatch):
     """Makes the embedded digits other ones from here on."""
@@ -104,8 +101,6 @@ def test_prepared_frames_are_known_by_their_index(tmp_path):
     assert checkpoint.changes(*found)
 
 
-# ---------------------------------------------------------------- batch statistics of several processes
-
 ROW = ["experiment=table3_sew_r34_imp_lts"]
 
 
@@ -125,9 +120,6 @@ def test_processes_share_the_parts_of_a_batch_or_it_is_refused():
             runtime.parts_of_a_batch(load_config(words), processes)
 
 
-# ---------------------------------------------------------------- numbers that are none
-
-
 @pytest.mark.parametrize("part", ["test", "validation"])
 def test_a_loss_that_is_not_finite_fails_the_run(quick, monkeypatch, tmp_path, part):
     evaluate, calls = train.evaluate, []
@@ -145,9 +137,6 @@ def test_a_loss_that_is_not_finite_fails_the_run(quick, monkeypatch, tmp_path, p
     assert not (folder / "result.json").exists() and len((folder / "metrics.jsonl").read_text().splitlines()) == 1
 
 
-# ---------------------------------------------------------------- energy, later
-
-
 def test_energy_is_added_to_a_finished_run(quick, tmp_path):
     words = ["recipe.ema_decay=0.5", "recipe.epochs=1"]
     first = run(quick(*words))
@@ -161,9 +150,6 @@ def test_energy_is_added_to_a_finished_run(quick, tmp_path):
     write_json(tmp_path / "run" / "result.json", dict(first))
     with pytest.raises(UserError, match="energy=true needs .*checkpoint_last.pt.*force=true"):
         run(quick(*words, "energy=true"))
-
-
-# ---------------------------------------------------------------- one sentence
 
 
 OUT_OF_MEMORY = "out of memory .*recipe.accumulate.*model.checkpointing.*recipe.batch_size"

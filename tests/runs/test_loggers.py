@@ -121,9 +121,6 @@ def test_rows_that_differ_in_an_override_have_groups_of_their_own(monkeypatch, t
     assert len(set(long)) == 2 and all(len(text) <= 110 for text in long)
 
 
-# ---------------------------------------------------------------- TensorBoard
-
-
 def events(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -165,9 +162,6 @@ def test_tensorboard_of_a_stopped_and_resumed_run_has_every_epoch_once_and_the_r
     assert b"batch_size" in read.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
     hparams = {name for name, m in read.summary_metadata.items() if m.plugin_data.plugin_name == "hparams"}
     assert hparams == {f"_hparams_/{part}" for part in ("experiment", "session_start_info", "session_end_info")}
-
-
-# ---------------------------------------------------------------- trackio
 
 
 def test_trackio_of_a_run_that_is_trained_again_has_every_step_once(quick, tmp_path, monkeypatch, capsys):

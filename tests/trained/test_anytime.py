@@ -1,7 +1,6 @@
 """Stopping early: curves against a brute force, the guarantee's coverage, operations of each step, the command."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from scipy import stats
 from snn_repro.data import build_data
 from snn_repro.energy import neurobench
 from snn_repro.errors import UserError
+from snn_repro.train import run as train
 from snn_repro.trained import anytime as a
 from snn_repro.trained.evaluate import anytime_run, entry, evaluate_run, prepared
 from snn_repro.trained.load import load_run
@@ -102,25 +102,16 @@ def test_a_run(digits, recorded):
     ends = {(r["rule"], r["scores"]): (r["curve"][0], r["curve"][-1]) for r in found["rules"]}
     first, last = ends["confidence", "readout"]
     assert first["acc"] == pytest.approx(plain.acc_step[0]) and first["steps"] == 1 < last["steps"]
-    assert (
-        found["n_val"] == 136
-        and all(r["guarantee"] for r in found["rules"])
-        and "which need 230" in found["remarks"][0]
-    )
+    assert found["n_val"] == 136 and all(r["guarantee"] for r in found["rules"])
+    assert "which need 230" in found["remarks"][0]
     assert not anytime_run(digits, epsilon=0.02)["remarks"]
     assert {e["threshold"]: (e["acc"], e["mean_steps"]) for e in plain.early_exit}[0.5] == pytest.approx(
         tuple(found["rules"][3]["curve"][50][k] for k in ("acc", "steps"))
     )
 
 
-def test_the_command(digits, monkeypatch, capsys):
-    def typed(*words):
-        monkeypatch.setattr(sys, "argv", ["snn-eval", str(digits), *words])
-        with pytest.raises(SystemExit) as stop:
-            entry()
-        return (stop.value.code, *capsys.readouterr())
-
-    code, out, _ = typed("anytime=true", "epsilon=0.05")
+def test_the_command(digits, entered):
+    code, out, _ = entered(entry, digits, "anytime=true", "epsilon=0.05")
     assert code == 0 and "at most 5.00 % lost with probability 0.9" in out
     assert json.loads((digits / "eval" / "anytime.json").read_text())["epsilon"] == 0.05
     for words, sentence in {
@@ -129,22 +120,18 @@ def test_the_command(digits, monkeypatch, capsys):
         ("anytime=true", "delta=2"): "between 0 and 1",
         ("anytime=true", "epsilon=x"): "are numbers",
     }.items():
-        code, _, err = typed(*words)
+        code, _, err = entered(entry, digits, *words)
         assert code == 2 and sentence in err and err.count("\n") == 1
 
 
 def test_networks_that_see_the_future_are_refused(tmp_path, quick):
-    from snn_repro.train import run
-
-    run(quick("neuron=psn"), str(tmp_path / "psn"))
+    train(quick("neuron=psn"), str(tmp_path / "psn"))
     with pytest.raises(UserError, match="depend on later steps"):
         anytime_run(tmp_path / "psn")
 
 
 def test_without_a_validation_part(tmp_path, quick):
-    from snn_repro.train import run
-
-    run(quick("dataset.validation=0", "timesteps=2"), str(tmp_path / "run"))
+    train(quick("dataset.validation=0", "timesteps=2"), str(tmp_path / "run"))
     found = anytime_run(tmp_path / "run")
     assert "dataset.validation" in found["remarks"][0] and found["rules"][0]["guarantee"] is None
     assert prepared(tmp_path / "run").data.val is None

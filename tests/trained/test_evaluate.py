@@ -1,9 +1,7 @@
 """A finished run is tested again: as it was to the last sample, and otherwise in what was asked for alone."""
 
 import json
-import logging
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -16,7 +14,6 @@ from snn_repro.errors import UserError
 from snn_repro.losses import build_loss
 from snn_repro.models import build_model
 from snn_repro.trained import evaluate, load_run
-from snn_repro.trained import load as shell
 from snn_repro.trained.evaluate import calibration, confusion_matrix, early_exit, evaluate_run, running_scores
 
 SAME = ("acc", "loss", "acc_step", "acc_cum", "firing_rates")
@@ -145,9 +142,6 @@ def test_augmentation_and_initial_weights_of_the_training_are_not_asked_for(digi
     assert evaluate_run(trained).correct == trained.result.correct
 
 
-# ---------------------------------------------------------------- what is measured
-
-
 def test_calibration_by_hand():
     p = torch.tensor([[0.7, 0.2, 0.1], [0.7, 0.1, 0.2], [0.1, 0.5, 0.4], [0.34, 0.33, 0.33]])
     found = calibration(p.log(), torch.tensor([0, 1, 1, 2]), bins=10)
@@ -178,38 +172,20 @@ def test_rows_of_the_confusion_matrix_are_labels():
     assert found.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
 
 
-# ---------------------------------------------------------------- the command
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs `snn-eval`: (exit code, stdout, stderr)."""
-
-    def run(*words, main=evaluate.main):
-        monkeypatch.setattr(sys, "argv", ["snn-eval", *map(str, words)])
-        monkeypatch.setattr(shell, "log", logging.Logger("spare"))  # a handler of this test must not stay
-        monkeypatch.setattr(evaluate, "log", shell.log)
-        with pytest.raises(SystemExit) as done:
-            shell.command("snn-eval", main)
-        return done.value.code, *capsys.readouterr()
-
-    return run
-
-
-def test_the_command_writes_beside_the_runs_own_files(digits, monkeypatch, command):
+def test_the_command_writes_beside_the_runs_own_files(digits, monkeypatch, entered):
     before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in digits.iterdir() if p.is_file()}
-    code, out, err = command(digits, "timesteps=2", "weights=best")
+    code, out, err = entered(evaluate.entry, digits, "timesteps=2", "weights=best")
     file = digits / "eval" / "best,timesteps=2.json"
     assert code == 0 and "early exit" in out and "Brier" in out and err == f"written to {file}\n"
     assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in digits.iterdir() if p.is_file()} == before
-    found = json.loads(command(digits, "--json", "timesteps=2", "weights=best")[1])
+    found = json.loads(entered(evaluate.entry, digits, "--json", "timesteps=2", "weights=best")[1])
     assert found == json.loads(file.read_text()) and found["timesteps"] == 2 and len(found["confusion"]) == 10
     monkeypatch.setattr(evaluate, "evaluate", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert command(digits, "timesteps=3") == (130, "", "snn-eval: stopped\n")
+    assert entered(evaluate.entry, digits, "timesteps=3") == (130, "", "snn-eval: stopped\n")
     assert "last,timesteps=3.json" not in {p.name for p in (digits / "eval").iterdir()}
 
 
-def test_the_command_refuses_in_one_sentence(digits, command):
+def test_the_command_refuses_in_one_sentence(digits, entered):
     for words, sentence in (([digits, "--jsn"], "unrecognized arguments: --jsn"), (["timesteps=3"], "is not a run")):
-        code, out, err = command(*words)
+        code, out, err = entered(evaluate.entry, *words)
         assert code == 2 and not out and err.startswith("snn-eval: ") and err.count("\n") == 1 and sentence in err

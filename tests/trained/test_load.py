@@ -47,9 +47,6 @@ def test_a_forged_checkpoint_is_one_sentence(tmp_path, forged):
     assert "\n" not in str(error.value)
 
 
-# ---------------------------------------------------------------- own data
-
-
 def picture(path, seed):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(40 * seed, 40 * seed + 90, (12, 12, 3), np.uint8)).save(path)

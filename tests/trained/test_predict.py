@@ -1,7 +1,6 @@
 """One raw sample becomes what the test's data are, for every kind of data set; and the network answers as it did."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -36,8 +35,6 @@ def first_test_image(*overrides: str):
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*results do not compare:UserWarning")
 
-# ---------------------------------------------------------------- images
-
 
 @pytest.mark.parametrize("more", [[], ["dataset.channel_order=bgr", "dataset.frame_size=20"]])
 def test_an_image_of_cifar10(more, tmp_path):
@@ -70,9 +67,6 @@ def test_an_image_of_imagenet(tmp_path):
     assert torch.equal(SETS["imagenet1k"].sample(cfg, file, silent), x)
 
 
-# ---------------------------------------------------------------- recordings
-
-
 def test_a_digit_is_recorded_as_the_data_are():
     images, cfg = load_digits()[0], load_config(["dataset=digits_dvs", "timesteps=3"])
     frames = digits_dvs_frames(3)
@@ -100,9 +94,6 @@ def test_a_recording_equals_its_row_of_the_cache(name, write, file, size, tmp_pa
     for row in (0, len(cache.names) - 1):
         x = SETS[name].sample(cfg, tmp_path / "raw" / file.format(cache.names[row]), silent)
         assert x.dtype == torch.float32 and np.array_equal(x[:, 0], cache.frames[row].astype(np.float32))
-
-
-# ---------------------------------------------------------------- what is wrong
 
 
 @pytest.mark.parametrize(
@@ -134,9 +125,6 @@ def test_what_is_no_sample_is_one_sentence(name, source, sentence, tmp_path):
     assert "\n" not in str(error.value)
 
 
-# ---------------------------------------------------------------- the network
-
-
 def test_the_network_answers_as_in_its_run(digits):
     images, (_, test), run = load_digits()[0], train_test(), load_run(digits)
     saved = np.load(digits / "predictions.npz")["logits"]
@@ -150,41 +138,28 @@ def test_the_network_answers_as_in_its_run(digits):
     assert run.class_names == list("0123456789") and len(found) == 3
 
 
-def test_the_command(digits, tmp_path, monkeypatch, capsys):
+def test_the_command(digits, tmp_path, entered):
     zero = Image.fromarray(np.round(load_digits()[0][0, 0] * 255).astype(np.uint8)).resize((16, 16))
     zero.save(tmp_path / "zero.png")
-
-    def typed(*words) -> int:
-        monkeypatch.setattr(sys, "argv", ["snn-predict", *map(str, words)])
-        with pytest.raises(SystemExit) as done:
-            predict.entry()
-        return done.value.code
-
-    assert typed(digits, tmp_path / "zero.png", "weights=best", "device=cpu") == 0
-    out, err = capsys.readouterr()
-    assert out.startswith(f"{tmp_path / 'zero.png'}: ") and len(out.splitlines()) == 6 and "resized to 8x8" in err
-    assert typed(digits, tmp_path / "zero.png", "--json") == 0
-    (found,) = json.loads(capsys.readouterr().out)
+    code, out, err = entered(predict.entry, digits, tmp_path / "zero.png", "weights=best", "device=cpu")
+    assert code == 0 and len(out.splitlines()) == 6
+    assert out.startswith(f"{tmp_path / 'zero.png'}: ") and "resized to 8x8" in err
+    (found,) = json.loads(entered(predict.entry, digits, tmp_path / "zero.png", "--json")[1])
     assert found["steps"][-1] == {k: found[k] for k in ("label", "name", "confidence")} and len(found["logits"]) == 4
     for name in ("b/one.PNG", "a.jpg", ".hidden.png", "notes.txt"):
         (tmp_path / "all" / name).parent.mkdir(parents=True, exist_ok=True)
         zero.save(tmp_path / "all" / name, "png")
     (tmp_path / "all/bad.png").write_text("no picture")
-    assert typed(digits, tmp_path / "all", tmp_path / "zero.png") == 0
-    out, err = capsys.readouterr()
+    code, out, err = entered(predict.entry, digits, tmp_path / "all", tmp_path / "zero.png")
     files = [str(tmp_path / name) for name in ("all/a.jpg", "all/b/one.PNG", "zero.png")]
-    assert [line.split(": ")[0] for line in out.splitlines()] == files
-    assert (
-        "a.jpg: its 16x16" in err
-        and "one.PNG" not in err
-        and f"skipped: {tmp_path / 'all/bad.png'} cannot be read" in err
-    )
+    assert code == 0 and [line.split(": ")[0] for line in out.splitlines()] == files
+    assert "a.jpg: its 16x16" in err and "one.PNG" not in err
+    assert f"skipped: {tmp_path / 'all/bad.png'} cannot be read" in err
     (tmp_path / "none").mkdir()
     for words, sentence in (
         [[digits, tmp_path / "none"], "holds no image or recording; they end in .jpg"],
         [[digits], "the following arguments are required: FILE"], [[digits, "gone.png"], "gone.png does not exist"],
         [[digits, "x", "device=tpu"], "device=tpu must be"],
     ):  # fmt: skip
-        assert typed(*words) == 2
-        err = capsys.readouterr().err
-        assert err.startswith("snn-predict: ") and sentence in err and err.count("\n") == 1
+        code, _, err = entered(predict.entry, *words)
+        assert code == 2 and err.startswith("snn-predict: ") and sentence in err and err.count("\n") == 1

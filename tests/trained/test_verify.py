@@ -220,12 +220,9 @@ def no(checks):
 def test_an_honest_run(honest):
     before = {p.name: p.read_bytes() for p in honest.iterdir()}
     checks = v.verify(honest)
-    assert [c.name for c in checks] == ["configuration", "numbers", "data", "records", "test", "training"] and not no(
-        checks
-    )
-    assert (
-        checks[-1].verdict and "equal to the last bit" in checks[-1].why and "equal to the last bit" in checks[-2].why
-    )
+    assert [c.name for c in checks] == ["configuration", "numbers", "data", "records", "test", "training"]
+    assert checks[-1].verdict and not no(checks)
+    assert all("equal to the last bit" in check.why for check in checks[-2:])
     assert {p.name: p.read_bytes() for p in honest.iterdir()} == before
 
 
@@ -244,7 +241,7 @@ def test_an_epoch_that_only_the_whole_run_shows(honest, forged, tmp_path):
     assert not no(v.verify(honest, training="whole"))
 
 
-def test_an_archive(honest, forged, tmp_path, typed_verify):
+def test_an_archive(honest, forged, tmp_path, entered):
     file = v.pack(honest, tmp_path / "packed.zip")
     assert file.stat().st_size < (honest / checkpoint.LAST).stat().st_size * 1.5
     checks = v.verify(file)
@@ -253,24 +250,10 @@ def test_an_archive(honest, forged, tmp_path, typed_verify):
     assert no(v.verify(v.pack(forged, tmp_path / "forged.zip"), training="none"))
     weights(checkpoint.LAST, move)(forged, None)
     assert "training" in no(v.verify(v.pack(forged, tmp_path / "moved.zip")))
-    code, out, _ = typed_verify(file, "--quick")
+    code, out, _ = entered(v.entry, file, "--quick")
     assert code == 0 and out.count("\n") == 6 and out.startswith("yes ")
-    code, out, _ = typed_verify(tmp_path / "forged.zip", "--quick", "--json")
+    code, out, _ = entered(v.entry, tmp_path / "forged.zip", "--quick", "--json")
     assert code == 1 and not json.loads(out)["verified"]
-
-
-@pytest.fixture
-def typed_verify(monkeypatch, capsys):
-    """The command in this process: (exit code, stdout, stderr)."""
-
-    def call(*words):
-        monkeypatch.setattr("sys.argv", ["snn-verify", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            v.entry()
-        v.log.setLevel("INFO")  # for the tests that come after
-        return (stop.value.code or 0, *capsys.readouterr())
-
-    return call
 
 
 def test_archives_of_strangers(honest, tmp_path, monkeypatch):
@@ -306,7 +289,7 @@ def test_words_that_it_does_not_know(honest, tmp_path):
     assert "no finished run" in no(v.verify(tmp_path))["files"]
 
 
-def test_a_contributed_row_is_marked_in_the_tables(honest, tmp_path, typed_verify):
+def test_a_contributed_row_is_marked_in_the_tables(honest, tmp_path, entered):
     tables = script("make_tables")
     folder = tmp_path / "results" / "contributed"
     folder.mkdir(parents=True)
@@ -317,7 +300,7 @@ def test_a_contributed_row_is_marked_in_the_tables(honest, tmp_path, typed_verif
         return [line for line in text.splitlines() if "by snn-verify" in line]
 
     assert "contributed and not verified" in note()[0]
-    _, out, _ = typed_verify(file, "--json", "--quick")
+    _, out, _ = entered(v.entry, file, "--json", "--quick")
     (folder / "mine.json").write_text(out)
     assert "contributed and verified" in note()[0] and "digits-small" in note()[0]
     (folder / "mine.json").write_text(out.replace(json.loads(out)["sha256"], "0" * 64))
