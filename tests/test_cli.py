@@ -141,7 +141,7 @@ def test_a_search_without_a_validation_part_says_so(sweeper, validation, says, c
 def test_a_stopped_sweep_reports_as_any_other(tmp_path, monkeypatch, capsys, sig):
     before = signal.getsignal(sig)
 
-    def launch(overrides, jobs, task):
+    def launch(overrides, jobs, task, flag):
         folder, config = jobs[0].folder, jobs[0].config
         folder.mkdir(parents=True)
         done = {"state": "done", "error": None, "config_hash": config_hash(config)}
