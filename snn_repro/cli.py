@@ -73,8 +73,7 @@ def _arguments(argv: list[str]) -> Any:
 
 
 def _dispatch(argv: list[str]) -> int:
-    given = _arguments(argv)
-    if given.shell_completion or given.hydra_help:
+    if (given := _arguments(argv)).shell_completion or given.hydra_help:
         try:
             return call_hydra(argv)
         except ValueError as error:  # unknown shell, or no action named

@@ -97,15 +97,13 @@ def _rendezvous() -> dict[str, str]:
     if "SLURM_STEP_NUM_TASKS" not in os.environ:
         return {}
     nodes = os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_JOB_NODELIST", "localhost"))
-    first = nodes
     if int(os.environ.get("SLURM_STEP_NUM_NODES", 1)) == 1:
-        first = "127.0.0.1"
+        nodes = "127.0.0.1"
     elif "[" in nodes or "," in nodes:
-        first = subprocess.run(
-            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
-        ).stdout.split()[0]
+        command = ["scontrol", "show", "hostnames", nodes]
+        nodes = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
     number = int(os.environ.get("SLURM_JOB_ID", 0)) * 7 + int(os.environ.get("SLURM_STEP_ID", 0))
-    return {"MASTER_ADDR": first, "MASTER_PORT": str(15000 + number % 15000)}
+    return {"MASTER_ADDR": nodes, "MASTER_PORT": str(15000 + number % 15000)}
 
 
 # ---------------------------------------------------------------- collectives
@@ -148,7 +146,7 @@ def moments(mean: Tensor, var: Tensor, n: int) -> Tensor:
 
 
 def means(sums: Tensor, n: int) -> Tensor:
-    """Divide sums [2, C] over n values, added over all ranks, by the total count."""
+    """Divide sums of any shape over n values, added over all ranks, by the total count."""
     whole = together(torch.cat([sums.flatten(), sums.new_full((1,), n)]))
     return (whole[:-1] / whole[-1]).view_as(sums)
 
@@ -200,19 +198,13 @@ def share_buffers(model) -> None:
         dist.broadcast(buffer, 0)
 
 
-def without_sync(net):
-    """Context manager: no gradient synchronisation, for all but the last part of an accumulated batch."""
-    return net.no_sync() if hasattr(net, "no_sync") else contextlib.nullcontext()
-
-
 # ---------------------------------------------------------------- errors
 
 
 def explain(error: BaseException) -> BaseException:
     """The error to report: `error` itself, or ProcessError with the first failing rank's message."""
     global _broken
-    here = world()
-    if here.size == 1 or _store is None:
+    if (here := world()).size == 1 or _store is None:
         return error
     _broken = True  # the process group cannot be used again
     lost = isinstance(error, RuntimeError) and re.search(r"gloo|NCCL|peer|[Cc]onnection|timed? ?out", str(error))

@@ -133,8 +133,7 @@ def dry_run(config: Config) -> Report:
             evaluation = sum(_evaluation(state, part) for part in (val, test) if part is not None)
         except torch.OutOfMemoryError:
             raise _too_large(config, f"does not fit the memory of {device}") from None
-        saving = _seconds(lambda: state.save_epoch(0, is_best=True))
-        memory = peak_memory(device)
+        saving, memory = _seconds(lambda: state.save_epoch(0, is_best=True)), peak_memory(device)
     return Report(
         config, data, str(device), _layers(state, next(iter(test.epoch(0)))[0][..., :COUNTED, :, :, :]),
         state.steps_per_epoch, step,
@@ -280,8 +279,7 @@ def _layers(state: Training, x: Tensor) -> list[Layer]:
     with door.off(model), torch.no_grad(), firing_rates(model) as rates, FlopCounterMode(display=False) as flops:
         model(x)
     operations = energy_report(model, x)["layers"]
-    imps = {id(p): name for name, p in initial_states(model).items()}
-    by_module = flops.get_flop_counts()
+    imps, by_module = {id(p) for p in initial_states(model).values()}, flops.get_flop_counts()
 
     def layer(name: str, shape: tuple[int, ...]) -> Layer:
         module, counts = counted[name], operations.get(name, {})

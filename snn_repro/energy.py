@@ -37,8 +37,7 @@ from snn_repro.errors import UserError
 from snn_repro.kernels import door
 from snn_repro.neurons import Neuron, initial_states
 
-E_MAC_PJ = 4.6
-E_AC_PJ = 0.9
+E_MAC_PJ, E_AC_PJ = 4.6, 0.9
 E_MEMORY_PJ_PER_BYTE = 24.96  # spikingjelly's default: 3.12 pJ a bit
 CONNECTIONS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ACTIVATIONS = (Neuron, nn.ReLU, nn.Sigmoid)
@@ -68,15 +67,12 @@ def energy_report(model: nn.Module, batch: Tensor) -> dict[str, Any]:
             counter.rules = {op: _by_spike(rule, most, scales, batch) for op, rule in counter.rules.items()}
     cost = op_counter.SimpleEnergyCostConfig(E_MAC_PJ, E_AC_PJ, E_MEMORY_PJ_PER_BYTE)
     config = op_counter.SimpleEnergyConfig(cost_config=cost)
-    training = model.training
-    model.eval()
-    try:
-        with door.off(model), torch.no_grad():  # fused layers hide their operations from the counters
-            with op_counter.DispatchCounterMode([synop, mac]):
-                model(batch)
-            simple = op_counter.estimate_simple_energy(model, batch, config=config)
-    finally:
-        model.train(training)
+    with ExitStack() as stack, door.off(model), torch.no_grad():  # fused layers hide operations from the counters
+        stack.callback(model.train, model.training)
+        model.eval()
+        with op_counter.DispatchCounterMode([synop, mac]):
+            model(batch)
+        simple = op_counter.estimate_simple_energy(model, batch, config=config)
 
     samples, root = batch.shape[-4], type(model).__name__
     synops, macs = synop.get_total() / samples, mac.get_total() / samples
@@ -125,7 +121,7 @@ def neurobench(
     model's mode is restored. Raises UserError for layers that NeuroBench does not count.
     """
     operations = dict.fromkeys(("Effective_MACs", "Effective_ACs", "Dense"), 0)
-    silent, outputs, training = Counter[str](), Counter[str](), model.training
+    silent, outputs = Counter[str](), Counter[str]()
     correct = n = 0
 
     def connection(layer: Any, args: tuple[Tensor, ...]) -> None:
@@ -140,7 +136,7 @@ def neurobench(
         outputs[name] += out.numel()
 
     with ExitStack() as stack, torch.inference_mode():
-        stack.callback(model.train, training)
+        stack.callback(model.train, model.training)
         model.eval()
         for name, module in model.named_modules():
             if isinstance(module, nn.RNNBase | nn.RNNCellBase | nn.modules.conv._ConvTransposeNd | nn.Bilinear):

@@ -39,8 +39,7 @@ def packages() -> list[tuple[str, str, Path]]:
 def _folder(module: str) -> Path | None:
     """Folder of a module's file, or of a package; None if the module does not exist."""
     top, *inner = module.split(".")
-    spec = find_spec(top)  # a top-level name is found without importing it
-    if spec is None:
+    if (spec := find_spec(top)) is None:  # a top-level name is found without importing it
         return None
     places = spec.submodule_search_locations or [str(spec.origin).removesuffix(".py")]
     path = Path(next(iter(places)), *inner)
@@ -64,8 +63,7 @@ def leave_out(name: str, module: str, error: Exception) -> None:
 
 def versions() -> dict[str, str]:
     """{distribution: version} of the packages, recorded with each run."""
-    dists = {point.dist.name: point.dist.version for point in entry_points(group=GROUP) if point.dist}
-    return dict(sorted(dists.items()))
+    return dict(sorted((point.dist.name, point.dist.version) for point in entry_points(group=GROUP) if point.dist))
 
 
 def conf_dirs() -> list[Path]:

@@ -21,8 +21,7 @@ class Registry(UserDict[str, Any]):
 
     def __init__(self, kind: str, group: str, module: str, **inner: "Registry"):
         super().__init__()
-        self.group, self.inner = group, inner
-        self._kind, self._module = kind, module
+        self.group, self.inner, self._kind, self._module = group, inner, kind, module
         self._owners: dict[str, str] = {}
 
     def ours(self) -> list[str]:

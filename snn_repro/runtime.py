@@ -64,9 +64,8 @@ class Precision:
     """
 
     def __init__(self, config: Config, device: torch.device):
-        amp = config.recipe.amp
-        if amp == "auto":
-            amp = "fp16" if device.type == "cuda" else "off"
+        usual = "fp16" if device.type == "cuda" else "off"
+        amp = usual if config.recipe.amp == "auto" else config.recipe.amp
         wrong = {
             "fp16 needs a GPU; on a CPU use recipe.amp=off, or bf16 with hardware support":
                 device.type == "cpu" and amp == "fp16",

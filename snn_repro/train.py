@@ -109,9 +109,8 @@ def recorded(folder: RunFolder | Follower, config: Config, stop: StopRequest, ov
 
 
 def fit(
-    folder: RunFolder | Follower, config: Config, device: torch.device, loggers: Loggers | None,
-    stop: StopRequest,
-) -> RunResult:  # fmt: skip
+    folder: RunFolder | Follower, config: Config, device: torch.device, loggers: Loggers | None, stop: StopRequest
+) -> RunResult:
     """Build the parts, train epoch by epoch, and return the result."""
     state, data, (train_part, val_part, test_part) = built(folder, config, device, stop)
     world, split, (weights, imp) = distributed.world(), data.split, count_parameters(state.model)
@@ -277,7 +276,8 @@ class Training:
         parts = min(self.parts, n_all // size)  # the same number on every process
         split = zip(x.tensor_split(parts, dim=-4), target.tensor_split(parts), strict=True)
         for i, (part_x, part_target) in enumerate(split):
-            with contextlib.nullcontext() if i == parts - 1 else distributed.without_sync(self.net):
+            last = i == parts - 1 or not hasattr(self.net, "no_sync")  # gradients are synchronised with the last part
+            with contextlib.nullcontext() if last else self.net.no_sync():
                 with self.amp.autocast():
                     self.loss_fn.begin_batch(part_x)
                     logits = self.net(part_x, last_step=self.loss_fn.last_step).float()
@@ -353,8 +353,7 @@ class Training:
 
     def save(self, epoch: int, step: int) -> None:
         """Write the checkpoint to resume from."""
-        rngs = distributed.gather(checkpoint.rng_state())
-        if rngs is not None:  # the first process writes
+        if (rngs := distributed.gather(checkpoint.rng_state())) is not None:  # the first process writes
             content = dict(
                 epoch=epoch, step=step, sums=self.sums.copy(), config=to_dict(self.config),
                 **{name: part.state_dict() if part else None for name, part in self.stateful.items()},

@@ -98,8 +98,7 @@ def _settle_initial(neuron: dict) -> None:
 def validate(config: Config) -> None:
     """Raise UserError for values out of range or in conflict; types are already checked."""
     for name, setting in _shared(Config).items():
-        value = functools.reduce(getattr, name.split("."), config)
-        if value is not None:
+        if (value := functools.reduce(getattr, name.split("."), config)) is not None:
             setting.check_range(name, value)
     for sentence in _wrong(config):
         raise ConfigError(sentence)

@@ -220,8 +220,7 @@ def sweep_jobs(overrides: list[str]) -> list[list[str]]:
     """Expand multirun overrides (`neuron=if,if_imp`, `glob(...)`) to one list of overrides per job."""
     with _hydra() as hydra:
         parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(overrides)
-        jobs = BasicSweeper.split_arguments(parsed, None)[0]
-        if not jobs:
+        if not (jobs := BasicSweeper.split_arguments(parsed, None)[0]):
             empty = [str(o.input_line) for o in parsed if o.is_sweep_override() and not list(o.sweep_string_iterator())]
             known = ", ".join(choices("experiment")) or "none"
             raise ConfigError(f"{' and '.join(empty)} matches nothing, so the sweep is empty; experiments are: {known}")

@@ -144,16 +144,9 @@ class _Ordered:
     ahead = False  # whether a thread makes batches in advance; not if they depend on the network
 
     def __init__(
-        self,
-        rows: Tensor,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        shuffle: bool | Tensor = False,
-        transforms: Sequence[BatchTransform] = (),
-        drop_last: bool = False,
-        repeats: int = 1,
-    ):
+        self, rows: Tensor, batch_size: int, *, seed: int = 0, shuffle: bool | Tensor = False,
+        transforms: Sequence[BatchTransform] = (), drop_last: bool = False, repeats: int = 1,
+    ):  # fmt: skip
         if not len(rows):
             raise DataError("a part of the data set has no samples; check dataset.split and dataset.validation")
         self.rows, self.batch_size, self.seed, self.transforms = rows, int(batch_size), int(seed), list(transforms)
@@ -237,15 +230,10 @@ class MemoryBatches(_Ordered):
     over: dict[int, tuple[Tensor, Tensor]]  # of a copy on the device: counts above a byte, see ByteFrames
 
     def __init__(
-        self,
-        inputs: Tensor | np.ndarray | ByteFrames,
-        targets: Tensor | np.ndarray | Sequence[int],
-        batch_size: int,
-        *,
-        indices: Sequence[int] | np.ndarray | None = None,
-        check: Callable[[int, np.ndarray], None] | None = None,
+        self, inputs: Tensor | np.ndarray | ByteFrames, targets: Tensor | np.ndarray | Sequence[int], batch_size: int, *,
+        indices: Sequence[int] | np.ndarray | None = None, check: Callable[[int, np.ndarray], None] | None = None,
         **options: Any,
-    ):
+    ):  # fmt: skip
         if len(inputs) != len(targets):
             raise DataError(f"{len(inputs)} inputs but {len(targets)} targets")
         super().__init__(_rows(len(inputs), indices), batch_size, **options)
@@ -346,14 +334,9 @@ class LoaderBatches(_Ordered):
     """
 
     def __init__(
-        self,
-        samples: Dataset,
-        batch_size: int,
-        *,
-        workers: int = 0,
-        indices: Sequence[int] | np.ndarray | None = None,
-        **options: Any,
-    ):
+        self, samples: Dataset, batch_size: int, *, workers: int = 0,
+        indices: Sequence[int] | np.ndarray | None = None, **options: Any,
+    ):  # fmt: skip
         super().__init__(_rows(len(samples), indices), batch_size, **options)  # type: ignore[arg-type]  # it has a length
         self._sampler = _Sampler()
         self._loader = DataLoader(
@@ -425,13 +408,9 @@ class PilImages(Dataset):
     """
 
     def __init__(
-        self,
-        images: np.ndarray | list[str],
-        labels: np.ndarray,
-        transform: Callable,
-        mode: str = "RGB",
+        self, images: np.ndarray | list[str], labels: np.ndarray, transform: Callable, mode: str = "RGB",
         read: Callable[[str, str], Any] = decode,
-    ):
+    ):  # fmt: skip
         self.images, self.labels, self.transform, self.mode, self.read = images, labels, transform, mode, read
 
     def __len__(self) -> int:

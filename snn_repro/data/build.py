@@ -50,14 +50,9 @@ def balanced(part: Part) -> Tensor:
 
 
 def assemble(
-    cfg: Config,
-    dataset: DataSet,
-    parts: Sequence[Part],
-    split: Split,
-    transforms: Sequence[BatchTransform],
-    evaluation: Sequence[BatchTransform] = (),
-    check: Callable[[int, np.ndarray], None] | None = None,
-) -> Data:
+    cfg: Config, dataset: DataSet, parts: Sequence[Part], split: Split, transforms: Sequence[BatchTransform],
+    evaluation: Sequence[BatchTransform] = (), check: Callable[[int, np.ndarray], None] | None = None,
+) -> Data:  # fmt: skip
     """`Data` of the parts train, val and test; val may be empty.
 
     `transforms` are those of training, `evaluation` those of val and test. check: see MemoryBatches. Raises DataError
@@ -109,8 +104,7 @@ class AugmentedRecordings(torch.utils.data.Dataset):
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
         sample, dataset = self.samples[i], self.settings.dataset
         data = read_entry(self.files[sample.file], sample.file)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they were shown when the frames were prepared
+        with warnings.catch_warnings(action="ignore"):  # they were shown when the frames were prepared
             events = cut(dataset.decode(data, sample.file), sample.start, sample.stop)
         for step in self.steps:
             events = step.apply(events, dataset.shape[1:])

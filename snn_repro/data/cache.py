@@ -225,14 +225,9 @@ class Report(NamedTuple):
 
 
 def prepare(
-    settings: Settings,
-    data_dir: str | Path | None,
-    cache_dir: str | Path | None,
-    workers: int | None = None,
-    allow_bad: bool = False,
-    rebuild: bool = False,
-    say=print,
-) -> Report:
+    settings: Settings, data_dir: str | Path | None, cache_dir: str | Path | None, workers: int | None = None,
+    allow_bad: bool = False, rebuild: bool = False, say=print,
+) -> Report:  # fmt: skip
     """Read every recording of a data set below `data_dir` and write its frames to `cache_dir`.
 
     Resumes after a killed run; returns at once if the cache is finished and its source files have the same names and
@@ -375,8 +370,7 @@ def _decode(settings: Settings, part: Path, entry: Entry, samples: list[Sample])
 
 def _join(made: dict[Path, dict[str, Any]], settings: Settings, target: Path, problems: dict[str, str]) -> int:
     """Join all parts into a finished cache in `target`; returns the number of samples."""
-    kinds = [row[-1] for facts in made.values() for row in facts["rows"]]
-    if not kinds:
+    if not (kinds := [row[-1] for facts in made.values() for row in facts["rows"]]):
         raise DataError(f"no recording of {settings.dataset.name} is usable, so there is nothing to cache")
     dtype, shape = np.result_type(*set(kinds)), (len(kinds), *settings.shape)
     counts = dtype.kind == "u"

@@ -47,8 +47,7 @@ def _after_header(data: bytes, name: str, magic: bytes, last_line: bytes | None 
         raise FormatError(name, 0, f"the file does not begin with {magic.decode()}")
     at = 0
     while data[at : at + 1] == b"#":
-        end = data.find(b"\n", at)
-        if end < 0 or _BINARY.search(data, at, end):
+        if (end := data.find(b"\n", at)) < 0 or _BINARY.search(data, at, end):
             raise FormatError(name, at, "a header line has no end or holds binary data")
         line, at = data[at:end], end + 1
         if line.rstrip(b"\r") == last_line:
@@ -133,8 +132,7 @@ def _polarity_packets(data: bytes, at: int, name: str) -> list[tuple[int, int, i
     """(offset of events, number, number valid, time overflow) of each non-empty polarity packet."""
     packets = []
     while at < len(data):
-        left = len(data) - at - _PACKET.size
-        if left < 0:
+        if (left := len(data) - at - _PACKET.size) < 0:
             raise FormatError(name, at, f"{len(data) - at} bytes where a packet header of 28 should be")
         kind, _, event_size, time_at, overflow, capacity, number, valid = _PACKET.unpack_from(data, at)
         if capacity * event_size > left:
@@ -289,8 +287,7 @@ def _column(values: Any, key: str, name: str) -> np.ndarray:
     values, (low, high) = np.asarray(values), RANGES[key]
     if values.ndim != 1 or values.dtype.kind not in "iubf":
         raise FormatError(name, None, f"{key} is {values.dtype} {list(values.shape)}, not one number per event")
-    bad = ~((values >= low) & (values <= high) & (values == np.rint(values)))  # NaN is in no range
-    if bad.any():
+    if (bad := ~((values >= low) & (values <= high) & (values == np.rint(values)))).any():  # NaN is in no range
         i = int(np.argmax(bad))
         where, unit = f" at event {i}" if key in "txyp" else "", " of microseconds" if key == "t" else ""
         raise FormatError(name, None, f"{key} is {values[i]}{where}, not a whole number{unit} from {low} to {high}")

@@ -133,8 +133,7 @@ def decode_tensor(image: str, mode: str = "RGB", shown: bool = False) -> Tensor:
 
 def as_shown(image: Image.Image) -> Image.Image:
     """A PIL image as viewers show it: rotated by EXIF, transparent parts on white."""
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
+    if (image := ImageOps.exif_transpose(image)).has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image
 

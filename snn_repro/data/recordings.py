@@ -71,8 +71,7 @@ def _walk(
     folder: str, known: Sequence[str] | None, inner: str = "", above: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, str]]:
     """Follow links, but never into a folder on the path to it."""
-    real = os.path.realpath(folder)
-    if real in above or len(above) > 8:
+    if (real := os.path.realpath(folder)) in above or len(above) > 8:
         return
     with reading():
         names = os.listdir(folder)

@@ -33,8 +33,7 @@ def compiled(function, **options):
     from numba.core import config
 
     options = {"nogil": True, "error_model": "numpy", **options}
-    folder = _folder(inspect.getsourcefile(function), config.CACHE_DIR)
-    if folder is None:
+    if (folder := _folder(inspect.getsourcefile(function), config.CACHE_DIR)) is None:
         return njit(function, **options)
     with _lock:  # changes numba's global setting for these lines only, not for the user's own loops
         before, config.CACHE_DIR = config.CACHE_DIR, folder
@@ -108,11 +107,8 @@ def ready(by_name: bool, rehearse: Callable, *case: Any) -> bool:
             rehearse(*case)
         except Exception as error:  # import, compiler or unknown processor
             _reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            warnings.warn(
-                f"numba cannot compile the fast loops here ({_reason}); using PyTorch: same results, slower",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            sentence = f"numba cannot compile the fast loops here ({_reason}); using PyTorch: same results, slower"
+            warnings.warn(sentence, RuntimeWarning, stacklevel=2)
         _tried.add((rehearse, case))
     if _reason is not None and by_name:
         raise UserError(f"this backend needs numba, which fails here ({_reason}); use auto, or repair numba")

@@ -122,8 +122,7 @@ def conv_backward(
     gy: Tensor, x: Tensor, quantum: float, w: Tensor, stride: int, padding: int, backend: str, for_x: bool, for_w: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and w, empty where not requested; x may be bytes worth `quantum`."""
-    gy, x = channels_last(gy), channels_last(x)
-    gw = w.new_empty(0)
+    gy, x, gw = channels_last(gy), channels_last(x), w.new_empty(0)
     if for_w and _is_sparse(x, w, stride, padding, backend, 1):
         gw = _kernels().weight_gradient(
             x, gy, w, _shape(x, w, stride, padding), torch.get_num_threads(), density(x), quantum
@@ -168,11 +167,10 @@ def _setup(ctx, inputs, output) -> None:
 def _differentiate(ctx, gy):
     x, w = ctx.saved_tensors
     for_x, for_w, for_bias = ctx.needs_input_grad[:3]
-    gx = gw = gbias = None
+    gx = gw = None
     if for_x or for_w:
         gx, gw = torch.ops.snn_repro.conv_backward(gy, x, ctx.quantum, w, *ctx.settings, for_x, for_w)
-    if for_bias:
-        gbias = gy.sum((0, 2, 3))
+    gbias = gy.sum((0, 2, 3)) if for_bias else None
     return gx if for_x else None, gw if for_w else None, gbias, None, None, None
 
 

@@ -48,8 +48,7 @@ def choose(backend: str, law: Law | None, x: Tensor, norm: Affine | None = None,
     one kernel runs both. Raises UserError where a backend requested by name cannot run.
     """
     steps = timesteps or x.shape[0]
-    chosen = _chosen(backend, law, x.dtype, steps, x.device)
-    if chosen in ("torch", "compile") or law is None:
+    if (chosen := _chosen(backend, law, x.dtype, steps, x.device)) in ("torch", "compile") or law is None:
         return TORCH
     if norm is not None and not _takes_norm(chosen, x, norm, steps):
         norm = None
@@ -126,10 +125,9 @@ def _by_spikingjelly(x: Tensor, v0: Tensor | None, law: Law, store_v_seq: bool) 
     inputs = (x.to(dtype), v.expand(x.shape[1:]).contiguous())
     if law.charge == "if" or (law.charge == "leaky" and law.leak == 1):
         spikes, v, v_seq = functional.if_multi_step(*inputs, *settings)
-    elif law.charge == "leaky":  # lif with decay_input=False
-        spikes, v, v_seq = functional.lif_multi_step(*inputs, 1 / (1 - law.leak), False, *settings)
-    else:
-        spikes, v, v_seq = functional.lif_multi_step(*inputs, law.leak, True, *settings)
+    else:  # leaky: lif with decay_input=False
+        decay = (law.leak, True) if law.charge == "lif" else (1 / (1 - law.leak), False)
+        spikes, v, v_seq = functional.lif_multi_step(*inputs, *decay, *settings)
     return spikes.to(x.dtype), v, v_seq
 
 
@@ -204,10 +202,9 @@ def _warn_once(sentence: str) -> None:
 
 def _triton_there() -> bool:
     """Whether `auto` may try the Triton kernels on CUDA; warns if not."""
-    lacks = _triton_lacks()
-    if lacks is not None:
+    if lacks := _triton_lacks():
         _warn_once(f"the fused spiking layer on CUDA {lacks}; using PyTorch: same results, slower")
-    return lacks is None
+    return not lacks
 
 
 def _is_verified(law: Law, dtype: torch.dtype, timesteps: int, device: torch.device) -> bool:

@@ -36,8 +36,7 @@ def update(
     """
     if v0 is not None:
         v0 = v0.to(torch.float32)
-        if v0.shape != x.shape[2:]:
-            v0 = v0.expand(x.shape[1:])
+        v0 = v0 if v0.shape == x.shape[2:] else v0.expand(x.shape[1:])
     timesteps, numbers, eps, learn, together = timesteps or x.shape[0], NO_NORM, 0.0, None, False
     if plus is not None and plus.dtype != x.dtype:
         s, v = update(x, v0, law, backend, norm, timesteps)
@@ -97,8 +96,7 @@ def strides_agree(shape, stride, wanted) -> bool:
 
 def arrange(x: Tensor, layout=_cached_layout) -> tuple[Tensor, Layout]:
     """Return x, copied only if its samples are not dense, and its layout."""
-    results = layout(x.shape, x.stride())
-    if results is None:
+    if (results := layout(x.shape, x.stride())) is None:
         x = x.contiguous()
         results = layout(x.shape, x.stride())
     return x, results

@@ -132,8 +132,7 @@ def compare(
         norm = Affine(*own, *moments, 1e-5) if "norm" in has else None
         wanted = [t for t in (x.requires_grad_(), v0, *own) if t is not None]
         s, v = neuron.update(x if norm else x.expand(steps, *shape), v0, law, backend, norm, steps, plus)
-        found = [s, v, *torch.autograd.grad([s, v], wanted, [gs, of_last.to(at)])]
-        return [t.detach().cpu() for t in found]
+        return [t.detach().cpu() for t in (s, v, *torch.autograd.grad([s, v], wanted, [gs, of_last.to(at)]))]
 
     def by_kernel() -> list[Tensor]:
         there = with_strides(x, device, strides, 1 if "offset" in has else 0)
@@ -150,8 +149,7 @@ def compare(
     rounding = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}.get(dtype, 1e-5)
     for i, (found, there) in enumerate(zip(results[1:], wanted, strict=True)):
         limit = (rounding if i and found.dtype == dtype else 2e-5) * there.abs().max().clamp(min=1e-3 if i else 1)
-        wrong = ~((found.float() - there).abs() <= limit)
-        if wrong.any():
+        if (wrong := ~((found.float() - there).abs() <= limit)).any():
             return f"{wrong.sum()} of {wrong.numel()} {'gradients are wrong' if i else 'last potentials are wrong'}"
     return ""
 

@@ -51,8 +51,7 @@ def run(layer: Any, x: Tensor, v0: Tensor | None, by_name: bool) -> tuple[Tensor
     )  # fmt: skip
     if key not in _found:
         _found[key] = _built(layer, x, v0, tensors)
-    steps = _found[key]
-    if isinstance(steps, Exception):
+    if isinstance(steps := _found[key], Exception):
         raise steps
     if not (by_name or steps.faster):
         raise RuntimeError("they are not faster here")

@@ -20,8 +20,7 @@ from snn_repro.settings import Setting
 class LTS(Loss):
     """Cross entropy of the last step; earlier steps are trained only through the potential."""
 
-    readout_name = "last"
-    last_step = True
+    readout_name, last_step = "last", True
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         check_shapes(logits, target)

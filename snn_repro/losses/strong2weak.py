@@ -35,7 +35,9 @@ class Strong2Weak(Loss):
         if not torch.is_grad_enabled() or not self.weight or len(logits) == 1:
             return loss
         y = at_least_float32(logits)
-        order = _confidence(y.detach()).argsort(descending=self.strong_teaches, stable=True)
+        confidence = y.detach().softmax(-1).amax(-1).sum(1, dtype=torch.float64)
+        confidence = distributed.means(confidence, y.shape[1])  # over the samples of all processes
+        order = confidence.argsort(descending=self.strong_teaches, stable=True)
         log_q = (y / self.temperature).log_softmax(-1).index_select(0, order)
         pairs = zip(log_q, log_q[1:], strict=False) if self.cascade else [(log_q[0], log_q[-1])]
         taught = [
@@ -50,10 +52,3 @@ class Weak2Strong(Strong2Weak):
     """Strong2Weak with the step of lowest confidence as teacher."""
 
     strong_teaches = False
-
-
-def _confidence(y: Tensor) -> Tensor:
-    """max softmax(y [T, B, K]), averaged over the samples of all processes: float64 [T]."""
-    total = y.softmax(-1).amax(-1).sum(1, dtype=torch.float64)
-    whole = distributed.together(torch.cat([total, total.new_full((1,), y.shape[1])]))
-    return whole[:-1] / whole[-1]

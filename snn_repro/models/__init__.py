@@ -31,17 +31,9 @@ import_all(__name__, __path__)
 
 
 def build_model(
-    name: str,
-    *,
-    num_classes: int,
-    input_shape: tuple[int, int, int],
-    timesteps: int,
-    neuron: Mapping[str, Any],
-    kernels: str = "auto",
-    conv_backend: str = "auto",
-    checkpointing: str = "off",
-    **options,
-) -> nn.Module:
+    name: str, *, num_classes: int, input_shape: tuple[int, int, int], timesteps: int, neuron: Mapping[str, Any],
+    kernels: str = "auto", conv_backend: str = "auto", checkpointing: str = "off", **options,
+) -> nn.Module:  # fmt: skip
     """Build a spiking network by name, one of MODELS.
 
     input_shape: (C, H, W) of a frame or image. timesteps: number of steps T that a static image is shown; networks with

@@ -1,6 +1,6 @@
 """Building blocks of all networks: stages of convolution, norm and neuron, folding of time."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,8 +38,7 @@ def register_network(name: str, settings: Mapping[str, Setting], *leading):
 
 def over_time(x: Tensor, *layers: nn.Module) -> Tensor:
     """Apply stateless layers to x [T, B, ...] folded to [T*B, ...], then unfold."""
-    steps = x.shape[:2]
-    x = x.flatten(0, 1)
+    steps, x = x.shape[:2], x.flatten(0, 1)
     for layer in layers:
         x = layer(x)
     return x.unflatten(0, steps)
@@ -72,9 +71,7 @@ class Neurons(dict[str, Any]):
     `initial_layers` lists the layers (1 is the first) that use the configured initial state; the others start at 0.
     """
 
-    def __init__(
-        self, given: Mapping[str, Any], build: Callable[..., nn.Module] | None, input_shape: Sequence[int] = ()
-    ):
+    def __init__(self, given: Mapping[str, Any], build: Callable[..., nn.Module] | None, input_shape=()):
         super().__init__(given)
         self._build, self._input_shape, self._layers = build, input_shape, self.pop("initial_layers", None)
         self.norms: type[nn.Module] | None = None if build else nn.Identity  # replaces norms, which keep the shape
@@ -120,15 +117,9 @@ class Block(nn.Module):
         def __getattr__(self, name: str) -> Any: ...  # a layer
 
     def add_stage(
-        self,
-        number: int,
-        inputs: int,
-        outputs: int,
-        norm_of: Callable,
-        neuron: Callable,
-        kernel: int = 3,
+        self, number: int, inputs: int, outputs: int, norm_of: Callable, neuron: Callable, kernel: int = 3,
         stride: int = 1,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Add the convolution convN, its norm bnN and its neuron snN."""
         setattr(self, f"conv{number}", conv(inputs, outputs, kernel, stride))
         setattr(self, f"bn{number}", norm_of(outputs))
@@ -185,7 +176,7 @@ class SpikingNetwork(Block):
     """Base class of networks: frames or a static image -> logits [T, B, K].
 
     Input: frames [T, B, C, H, W], or a static image [B, C, H, W] that is shown `timesteps` times; the layers before the
-    first neuron then run once. A subclass defines `extract` and `classify`.
+    first neuron then run once. A subclass defines `extract`, and `classify` or `fc`.
     """
 
     causal = True  # in evaluation the logits of a step do not depend on later frames
@@ -193,8 +184,7 @@ class SpikingNetwork(Block):
 
     def __init__(self, input_shape: tuple[int, int, int], timesteps: int):
         super().__init__()
-        self.input_shape = input_shape
-        self.timesteps = timesteps
+        self.input_shape, self.timesteps = input_shape, timesteps
 
     def forward(self, x: Tensor, last_step: bool = False) -> Tensor:
         """Return logits [T, B, K], with last_step only the last step's [1, B, K].
@@ -210,8 +200,8 @@ class SpikingNetwork(Block):
         raise NotImplementedError
 
     def classify(self, x: Tensor) -> Tensor:
-        """Compute logits [T, B, K] from features [T, B, ...], without neurons."""
-        raise NotImplementedError
+        """Compute logits [T, B, K] from features [T, B, ...], without neurons; default: by `fc`."""
+        return self.fc(x.flatten(2))
 
     def steps(self, x: Tensor) -> tuple[Tensor, int]:
         """Return x with a time axis (images [1, B, C, H, W]), and T.

@@ -27,11 +27,9 @@ class Voting(VGG):
         super().__init__(name, plan, neuron=neuron, **given)
         self.voters = voters
         self.dropout1 = Dropout(dropout)
-        self.fc1 = nn.Linear(prod(self.out_shape), hidden, bias=False)
-        self.sn1 = neuron()
+        self.fc1, self.sn1 = nn.Linear(prod(self.out_shape), hidden, bias=False), neuron()
         self.dropout2 = Dropout(dropout)
-        self.fc2 = nn.Linear(hidden, num_classes * voters, bias=False)
-        self.sn2 = neuron()
+        self.fc2, self.sn2 = nn.Linear(hidden, num_classes * voters, bias=False), neuron()
 
     def extract(self, x: Tensor) -> Tensor:
         x = super().extract(x).flatten(2)

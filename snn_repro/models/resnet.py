@@ -74,8 +74,7 @@ class BasicBlock(Block):
     def __init__(self, inputs: int, width: int, stride: int, norm_of: Callable, neuron: Callable):
         super().__init__()
         self.add_stage(1, inputs, width, norm_of, neuron, stride=stride)
-        self.conv2 = conv(width, width, 3)
-        self.bn2 = norm_of(width, summands=2)
+        self.conv2, self.bn2 = conv(width, width, 3), norm_of(width, summands=2)
         changes = stride != 1 or inputs != width
         self.downsample = nn.Sequential(conv(inputs, width, 1, stride), norm_of(width, summands=2)) if changes else None
         self.sn2 = neuron()
@@ -107,9 +106,8 @@ class ResNet(SpikingNetwork):
         norm_of, inputs = norms(norm, self.timesteps, neuron), plan.widths[0]
         kernel, stride = (7, 2) if plan.stem == "imagenet" else (3, 1)
         self.add_stage(1, self.input_shape[0], inputs, norm_of, neuron, kernel, stride)
-        self.pool: nn.Module = nn.Identity()
-        if plan.stem == "imagenet":
-            self.pool = nn.MaxPool2d(3, 2, 1) if stem_pool == "max" else AvgPool2d(3, 2, 1, count_include_pad=True)
+        pool = nn.MaxPool2d(3, 2, 1) if stem_pool == "max" else AvgPool2d(3, 2, 1, count_include_pad=True)
+        self.pool: nn.Module = pool if plan.stem == "imagenet" else nn.Identity()
         for stage, (width, depth) in enumerate(zip(plan.widths, plan.depths, strict=True), 1):
             layer = nn.Sequential()
             for i in range(depth):
@@ -138,8 +136,7 @@ class ResNet(SpikingNetwork):
         settings: those stored in the authors' file. Also returns the settings that their accuracy needs, as text.
         Raises UserError for blocks that do not add.
         """
-        joined = settings.get("connect_f") or "ADD"
-        if joined != "ADD":
+        if (joined := settings.get("connect_f") or "ADD") != "ADD":
             raise UserError(f"these weights are of another model: its blocks are joined by {joined}, ours by ADD")
         pattern = re.compile(rf"(conv(\d)|{re.escape(self.downsample_name)})\.module\.(\d)\.")
 
@@ -248,6 +245,3 @@ class Wide7B(SpikingNetwork):
         for stage in rest:
             x = self.through(x, stage)
         return x
-
-    def classify(self, x: Tensor) -> Tensor:
-        return self.fc(x.flatten(2))

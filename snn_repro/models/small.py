@@ -36,6 +36,3 @@ class Small(SpikingNetwork):
         x, timesteps = self.steps(x)
         x = self.through(self.stage(1, x, timesteps), lambda x: over_time(self.stage(2, x), self.pool))
         return self.through(x, lambda x: self.stage(3, x, plus=lambda: x))
-
-    def classify(self, x: Tensor) -> Tensor:
-        return self.fc(x.flatten(2))

@@ -28,8 +28,7 @@ class ConvNorm(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, norm: nn.Module, bias: bool):
         super().__init__()
-        self.conv = Conv2d(inputs, outputs, 3, padding=1, bias=bias)
-        self.norm = norm
+        self.conv, self.norm = Conv2d(inputs, outputs, 3, padding=1, bias=bias), norm
 
 
 class OverTime(nn.Module):
@@ -194,8 +193,7 @@ class VGG16(VGG):
         return [Conv2d(inputs, outputs, 3, padding=1), norm]
 
     def extract(self, x: Tensor) -> Tensor:
-        x = over_time(super().extract(x), self.avgpool).flatten(2)
-        return self.classifier[:-1](x)
+        return self.classifier[:-1](over_time(super().extract(x), self.avgpool).flatten(2))
 
     def classify(self, x: Tensor) -> Tensor:
         return self.classifier[-1](x)

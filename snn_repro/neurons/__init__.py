@@ -28,13 +28,9 @@ import_all(__name__, __path__)
 
 
 def build_neuron(
-    name: str,
-    imp: bool = False,
-    state_shape=None,
-    timesteps: int | None = None,
-    backend: str | None = None,
+    name: str, imp: bool = False, state_shape=None, timesteps: int | None = None, backend: str | None = None,
     **overrides,
-) -> nn.Module:
+) -> nn.Module:  # fmt: skip
     """Build one spiking layer: x [T, B, *state_shape] -> spikes [T, B, *state_shape].
 
     name: "if", "lif", "leaky" or another of NEURONS; "if_imp" is short for "if" with imp=True. imp: learn the initial
@@ -54,12 +50,10 @@ def build_neuron(
 
     Raises UserError, naming the key, the value and what is allowed.
     """
-    family = str(name).removesuffix("_imp")
-    if family not in NEURONS:
+    if (family := str(name).removesuffix("_imp")) not in NEURONS:
         known = [*NEURONS, *(f"{n}_imp" for n, cls in NEURONS.items() if "imp_init" in cls.settings)]
         raise UserError(NEURONS.unknown(name, known))
-    imp = Setting(False, "").checked("neuron.imp", imp) or name != family
-    cls = NEURONS[family]
+    imp, cls = Setting(False, "").checked("neuron.imp", imp) or name != family, NEURONS[family]
     if imp and "imp_init" not in cls.settings:
         raise UserError(f"neuron.imp=true has no meaning for '{family}', which has no initial potential; leave imp out")
     if cls.wired and timesteps is None:
@@ -89,8 +83,7 @@ def _draw_imp(initial: type[InitialState], state_shape, low: float, high: float)
         return None
     if state_shape is None:
         raise UserError("neuron.imp=true needs state_shape, for example (C, H, W): IMP has one value per neuron")
-    shape = tuple(state_shape)
-    if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
+    if not (shape := tuple(state_shape)) or not all(isinstance(n, int) and n > 0 for n in shape):
         raise UserError(f"state_shape={state_shape!r} must consist of positive integers, for example (64, 32, 32)")
     generator = torch.Generator(device="cpu").manual_seed(seed)
     values = torch.empty(initial.learned_shape(shape) or (), device="cpu").uniform_(low, high, generator=generator)

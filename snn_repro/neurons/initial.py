@@ -117,8 +117,7 @@ class RunningMean(InitialState):
     @torch.no_grad()
     def learn(self, neuron: Neuron, spikes: Tensor, v: Tensor) -> None:
         fired = spikes.ne(0).any(0)
-        sums = torch.stack([(v * fired).sum(dtype=torch.float32), fired.sum().float()])
-        sums = distributed.together(sums)
+        sums = distributed.together(torch.stack([(v * fired).sum(dtype=torch.float32), fired.sum().float()]))
         neuron.running_v.lerp_(sums[0] / sums[1].clamp(min=1), self.momentum)
 
 

@@ -120,6 +120,5 @@ class KLIF(Leak, KLIFNode):
         if not self.scale_reset:
             return super().reset_potential(h, s)
         s = s.detach() if self.detach_reset else s
-        if self.v_reset is None:
-            return (h - self.v_threshold * s) / self.k
-        return h * (1 - s) / self.k + self.v_reset * s
+        soft = self.v_reset is None
+        return (h - self.v_threshold * s) / self.k if soft else h * (1 - s) / self.k + self.v_reset * s

@@ -13,7 +13,7 @@ the last forward ended, and a caller has nothing to reset.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -143,14 +143,9 @@ def firing_rates(model: nn.Module) -> Iterator[dict[str, float]]:
         spikes[name] = spikes.get(name, 0) + ones.sum(dtype=torch.float64)  # stays on its device
         neuron_steps[name] = neuron_steps.get(name, 0) + output.numel()
 
-    hooks = [
-        module.register_forward_hook(partial(count, name))
-        for name, module in model.named_modules()
-        if isinstance(module, BaseNode)
-    ]
-    try:
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if isinstance(module, BaseNode):
+                stack.enter_context(module.register_forward_hook(partial(count, name)))
         yield rates
-    finally:
-        for hook in hooks:
-            hook.remove()
-        rates.update({name: float(spikes[name]) / neuron_steps[name] for name in spikes})
+    rates.update({name: float(spikes[name]) / neuron_steps[name] for name in spikes})

@@ -58,13 +58,12 @@ class Spike(nn.Module):
 
     def __init__(self, surrogate: str = "atan", width: float | None = None, fire_at: str = "ge", **own: Any):
         super().__init__()
-        self.surrogate, self.own = surrogate, own
+        self.surrogate, self.own, self.fire_at = surrogate, own, fire_at
         width = SURROGATES[surrogate].width if width is None else float(width)
         if SURROGATES[surrogate].adapt is None:
             self.width = width
         else:
             self.register_buffer("width", torch.tensor(width))
-        self.fire_at = fire_at
 
     def forward(self, z: Tensor) -> Tensor:
         return _Spike.apply(z, self.surrogate, self.width, self.fire_at == "gt", self.own)
@@ -108,8 +107,7 @@ def rectangle(z: Tensor, width: float) -> Tensor:
 
 # Published Dspike adapts its temperature to finite differences. Values not verified against the paper:
 EPSILON = 0.01  # of the finite differences
-STEP = 0.2  # between temperatures
-LOWEST = 0.2
+STEP, LOWEST = 0.2, 0.2  # between temperatures; the lowest one
 
 
 def finite_differences(weight: nn.Parameter, loss: Callable[[], Tensor]) -> Tensor:
@@ -133,8 +131,7 @@ def adapt(model: nn.Module, spikes: list[Any], loss: Callable[[], Tensor]) -> No
     The one kept gives the first layer's weight the gradient closest (cosine) to its finite differences.
     """
     weight = next(p for p in model.parameters() if p.dim() > 1)
-    truth, now = finite_differences(weight, loss).flatten(), float(spikes[0].width)
-    similarity = {}
+    truth, now, similarity = finite_differences(weight, loss).flatten(), float(spikes[0].width), {}
     for b in (now, now + STEP, max(now - STEP, LOWEST)):
         for spike in spikes:
             spike.width.fill_(b)

@@ -102,8 +102,7 @@ def group_runs(results: Iterable[RunResult]) -> tuple[list[Group], list[str]]:
     notes = []
     keyed = [(group_key(result), result["seed"], result["folder"], result) for result in results]
     for key, seed, folder, result in sorted(keyed, key=lambda item: item[:3]):
-        first = alike.setdefault(key, {}).setdefault(seed, result)
-        if first is not result:
+        if (first := alike.setdefault(key, {}).setdefault(seed, result)) is not result:
             notes.append(f"{folder} is not counted, because it repeats seed {seed} of {first['folder']}")
     groups = []
     for name, keys in groupby(alike, key=lambda key: key[0]):  # sorted above

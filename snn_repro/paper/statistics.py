@@ -140,8 +140,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     p = _finite(p_values) if len(p_values) else np.zeros(0)
     if ((p < 0) | (p > 1)).any():
         raise ValueError(f"p-values must be in 0..1, got {list(p_values)}")
-    order = np.argsort(p, kind="stable")
-    adjusted = np.empty(len(p))
+    order, adjusted = np.argsort(p, kind="stable"), np.empty(len(p))
     adjusted[order] = np.maximum.accumulate(np.minimum(1.0, p[order] * np.arange(len(p), 0, -1)))
     return adjusted.tolist()
 
@@ -192,9 +191,7 @@ def _holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 def _outside(inside: float, sd: float, n: int, df: int) -> float:
     """p of the two one-sided t-tests of a mean `inside` units within the margin."""
-    if sd <= NO_SPREAD:
-        return 0.0 if inside > 0 else 1.0
-    return float(stats.t.sf(inside * n**0.5 / sd, df))
+    return float(stats.t.sf(inside * n**0.5 / sd, df)) if sd > NO_SPREAD else float(inside <= 0)
 
 
 def _verdict(
@@ -205,12 +202,12 @@ def _verdict(
         return Verdict(f, p, same, "better" if f.mean > 0 else "worse", None)
     if same is not None and same <= alpha:
         return Verdict(f, p, same, "equivalent", None)
-    if not f.sd or f.sd <= NO_SPREAD:
-        return Verdict(f, p, same, "cannot be said", None)
-    ways = [pairs_needed(abs(f.mean), f.sd, alpha=alpha / count)]
-    if abs(f.mean) < margin:
-        ways.append(pairs_needed(margin - abs(f.mean), f.sd, alpha=alpha / count, exclude=True))
-    return Verdict(f, p, same, "cannot be said", min(ways))
+    ways: list[int] = []
+    if f.sd and f.sd > NO_SPREAD:
+        ways = [pairs_needed(abs(f.mean), f.sd, alpha=alpha / count)]
+        if abs(f.mean) < margin:
+            ways.append(pairs_needed(margin - abs(f.mean), f.sd, alpha=alpha / count, exclude=True))
+    return Verdict(f, p, same, "cannot be said", min(ways, default=None))
 
 
 class Against(NamedTuple):

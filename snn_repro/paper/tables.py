@@ -109,8 +109,7 @@ def ours(group: Group, groups: Sequence[Group], notes: list[str]) -> dict[str, A
     first, last = group.first, group.last
     interval = Interval(last.low, last.high, "t")
     if last.n == 1:
-        low, high = wilson(first["correct"], first["n_test"])
-        interval = Interval(100 * low, 100 * high, "Wilson")
+        interval = Interval(*(100 * bound for bound in wilson(first["correct"], first["n_test"])), "Wilson")
     gains: dict[str, Any] = {}
     for i, name in enumerate(first["config"].get("baselines", []), 1):
         try:
@@ -143,7 +142,6 @@ def departures(group: Group) -> str | None:
 
 def baseline_of(group: Group, name: str, groups: Sequence[Group]) -> Group:
     """The group `name`, preferably with the recipe of `group`. Raises UserError if there is none."""
-    called = [g for g in groups if g.first["name"] == name]
-    if not called:
+    if not (called := [g for g in groups if g.first["name"] == name]):
         raise UserError("it has no run")
     return next((g for g in called if not recipe_difference(g.first, group.first)), called[0])

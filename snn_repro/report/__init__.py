@@ -36,8 +36,7 @@ def render(paths: Iterable[str | Path], networks: int = 8, refresh: float | None
         from plotly.offline import get_plotlyjs
     except ImportError:
         raise UserError('the report needs plotly: pip install "snn_repro[report]"') from None
-    found = find(paths, networks)
-    shown, missing = [], []
+    found, shown, missing = find(paths, networks), [], []
     for part in sections():
         try:
             shown.append((part, part.content(found)))

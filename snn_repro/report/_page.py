@@ -63,12 +63,7 @@ class Part(NamedTuple):
 
 def register_section(name: str, title: str, order: float) -> Callable:
     """Decorator that registers `content(found) -> Section`; readers see its docstring."""
-
-    def add(content: Callable[[Found], Section]) -> Callable[[Found], Section]:
-        SECTIONS.add(name, Part(name, title, order, content), content)
-        return content
-
-    return add
+    return SECTIONS.register(name, lambda content: Part(name, title, order, content))
 
 
 def text(sentences: Sequence[str]) -> str:
@@ -98,8 +93,7 @@ def table(given: Table, opened: bool = False) -> str:
             for n, cell in zip(numbers, line, strict=True)
         )
 
-    title = escape(given.title)
-    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    title, body = escape(given.title), "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return (
         f"<details{' open' * opened}><summary>{title}</summary>"
         f'<div class="wide" tabindex="0" role="region" aria-label="{title}"><table><thead><tr>'

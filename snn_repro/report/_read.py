@@ -191,8 +191,7 @@ def _add_unfinished(rows: list[Row], runs: Iterable[Run]) -> None:
     def key(config: dict[str, Any]) -> str:
         return repr(sorted((k, v) for k, v in (ADDED | hashed(config)).items() if k not in ("seed", "fidelity")))
 
-    by_key = {key(row.config): row for row in rows}
-    labels = {row.label for row in rows}
+    by_key, labels = {key(row.config): row for row in rows}, {row.label for row in rows}
     for run in sorted(runs, key=lambda r: (r.config["name"], r.seed)):
         if (mine := key(run.config)) not in by_key:
             name = f"{run.config['name']} [not finished]"

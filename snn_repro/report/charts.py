@@ -122,16 +122,17 @@ def _line(row: Row, runs: Sequence[Run]) -> dict[str, Any]:
         value = None if at is not None and not row.has_steps else part.percent(key, at)
         return ["", None] if value is None else [str(value).removesuffix(" (n=1)"), value.mean]
 
-    def mean(key: str) -> float | None:
-        values = [100 * r[key] for r in results if r.get(key) is not None]
-        return fmean(values) if values else None
+    def mean(values: Iterable[float]) -> float | None:
+        return fmean(known) if (known := [*values]) else None
 
-    joules = [r["energy"]["energy_pj"] / 1e6 for r in results if (r.get("energy") or {}).get("energy_pj")]
-    energy = fmean(joules) if joules else None
-    lengths = [len(r.history) or (r.result["epochs"] if r.result else 0) for r in part.counted]
-    epochs = fmean(lengths) if lengths else 0
+    def percent(key: str) -> float | None:
+        return mean(100 * r[key] for r in results if r.get(key) is not None)
+
+    energy = mean(r["energy"]["energy_pj"] / 1e6 for r in results if (r.get("energy") or {}).get("energy_pj"))
+    epochs = mean(len(r.history) or (r.result["epochs"] if r.result else 0) for r in part.counted) or 0
     planned, done = config.get("recipe", {}).get("epochs", epochs), len(results)
     top = [100 * max(line["acc"] for line in run.history) for run in part.counted if run.history and not results]
+    sizes = [results[0][key] for key in ("params_weights", "params_imp")] if results else []  # weights, IMP
     initial = neuron.get("initial", "zero")
     texts = {
         "dataset": config["dataset"]["name"], "model": config["model"]["name"], "neuron": neuron["name"],
@@ -141,17 +142,12 @@ def _line(row: Row, runs: Sequence[Run]) -> dict[str, Any]:
     return {k: [str(v), v] for k, v in texts.items()} | {
         "seeds": [f"{done}" if done == len(runs) else f"{done} of {len(runs)}", len(runs)],
         "acc": accuracy("acc"), "first": accuracy("acc_step", 0), "final": accuracy("acc_step", -1),
-        "best": cell(fmean(top) if top else mean("acc_best_test")), "valsel": cell(mean("acc_valsel")),
+        "best": cell(fmean(top) if top else percent("acc_best_test")), "valsel": cell(percent("acc_valsel")),
         "epochs": [f"{epochs:g}" if epochs == planned else f"{epochs:g} of {planned}", epochs],
-        "params": _params(results[0]) if results else ["", None],
+        "params": [" + ".join(f"{n:,}" for n in sizes), sum(sizes) if sizes else None],
         "energy": cell(energy, f".{max(0, 2 - math.floor(math.log10(energy)))}f" if energy else ""),
         "state": [", ".join(dict.fromkeys(run.state for run in runs))] * 2,
     }  # fmt: skip
-
-
-def _params(result: Any) -> list[Any]:
-    weights, imp = result["params_weights"], result["params_imp"]
-    return [f"{weights:,} + {imp:,}", weights + imp]
 
 
 # ---------------------------------------------------------------- curves
@@ -207,8 +203,7 @@ def learning_curves(found: Found) -> Section:
     """
     charts = []
     for key, (name, factor, unit) in MEASURES.items():
-        single, at = key in ("first", "final"), 0 if key == "first" else -1
-        traces = {}
+        single, at, traces = key in ("first", "final"), 0 if key == "first" else -1, {}
         for row in found.rows:
             curves = []
             for run in row.runs if row.has_steps or not single else ():
@@ -254,8 +249,7 @@ def paper_tables(found: Found) -> Section:
     groups, rows = found.groups, load_rows()
     if not groups:
         raise NothingToShow("no run is finished")
-    cut = [g.label for row in found.rows if (g := row.group) and debug_keys(g.first)]
-    tables = []
+    cut, tables = [g.label for row in found.rows if (g := row.group) and debug_keys(g.first)], []
     for number, title in TITLES.items():
         lines = [row for row in rows if row.table == number]
         ours = {g.first["paper_row"] for g in groups} & {row.id for row in lines}
@@ -295,8 +289,8 @@ def firing_rates(found: Found) -> Section:
                 notes.append(f"{row.label}: {kind} {', '.join(named)}")
     if not traces:
         raise NothingToShow("no run recorded firing rates")
-    charts = [Chart("firing rate", "layer", "spikes per neuron and step", traces)]
-    return Section(charts, text(notes or ["No layer is dead or saturated."]))
+    chart = Chart("firing rate", "layer", "spikes per neuron and step", traces)
+    return Section([chart], text(notes or ["No layer is dead or saturated."]))
 
 
 @register_section("learned_imp", "Learned IMP", 6)

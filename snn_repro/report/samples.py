@@ -2,6 +2,8 @@
 
 import base64
 import copy
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,23 +75,16 @@ def _look(run: Run, network: TrainedRun, x: Tensor, labels: Tensor, static: bool
     """
     spikes: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Any:
-        def hook(module: Any, inputs: Any, output: Tensor) -> None:
-            counts = module.counts(output) if hasattr(module, "counts") else output
-            flat = counts.detach().flatten(2)  # [T, N, neurons]
-            spikes[name] = flat[:, :, torch.linspace(0, flat.shape[2] - 1, min(NEURONS, flat.shape[2])).long()]
-
-        return hook
+    def keep(name: str, module: Any, inputs: Any, output: Tensor) -> None:
+        counts = module.counts(output) if hasattr(module, "counts") else output
+        flat = counts.detach().flatten(2)  # [T, N, neurons]
+        spikes[name] = flat[:, :, torch.linspace(0, flat.shape[2] - 1, min(NEURONS, flat.shape[2])).long()]
 
     layers = [(name, m) for name, m in network.model.named_modules() if isinstance(m, BaseNode)]
-    shown = [layers[i] for i in torch.linspace(0, len(layers) - 1, min(LAYERS, len(layers))).long().tolist()]
-    hooks = [module.register_forward_hook(keep(name)) for name, module in shown]
-    try:
-        with torch.no_grad():
-            logits = network.model(x).float()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as stack, torch.no_grad():
+        for i in torch.linspace(0, len(layers) - 1, min(LAYERS, len(layers))).long().tolist():
+            stack.enter_context(layers[i][1].register_forward_hook(partial(keep, layers[i][0])))
+        logits = network.model(x).float()
     loss = build_loss(**run.config["loss"])
     return dict(
         static=static, x=(x[None] if static else x).transpose(0, 1).numpy(), logits=logits.numpy(),
@@ -129,8 +124,7 @@ def _sample(seen: dict[str, Any], i: int, frames: str) -> dict[str, Any]:
 def _picture(x: np.ndarray, i: int, static: bool) -> dict[str, Any]:
     """Encode a sample [T, C, H, W] as bytes: images from their minimum to maximum, event counts from 0 to maximum."""
     frames = x[i].astype(np.float32)
-    factor = -(-max(frames.shape[-2:]) // PIXELS)
-    if factor > 1:
+    if (factor := -(-max(frames.shape[-2:]) // PIXELS)) > 1:
         t, c, h, w = frames.shape
         h, w = h // factor * factor, w // factor * factor
         frames = frames[:, :, :h, :w].reshape(t, c, h // factor, factor, w // factor, factor).mean((3, 5))

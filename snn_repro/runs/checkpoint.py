@@ -38,8 +38,7 @@ class CheckpointError(UserError):
 
 def save(folder: Path, content: dict, name: str = LAST) -> None:
     """Write `content` (tensors and plain values) atomically; the old LAST becomes PREVIOUS."""
-    target = folder / name
-    buffer = io.BytesIO()
+    target, buffer = folder / name, io.BytesIO()
     torch.save(content, buffer)  # into memory first: torch hides why a write failed (a full disk, say)
     with replace_atomically(target) as temporary:
         temporary.write_bytes(buffer.getbuffer())

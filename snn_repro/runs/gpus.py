@@ -57,8 +57,7 @@ def take() -> None:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         for slot, gpu in enumerate(gpus):
-            _mine = hold(Path(folder, f"{slot}.lock"))
-            if _mine is not None:
+            if (_mine := hold(Path(folder, f"{slot}.lock"))) is not None:
                 os.environ["CUDA_VISIBLE_DEVICES"] = gpu
                 if hasattr(os, "sched_setaffinity"):
                     os.sched_setaffinity(0, share(sorted(os.sched_getaffinity(0)), slot, len(gpus)))

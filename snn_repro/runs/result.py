@@ -112,8 +112,7 @@ def build_result(
     readout: str, n_test: int,
 ) -> RunResult:  # fmt: skip
     """The result, from the `Data`, metrics.jsonl, numbers of weights and IMP, and `runtime.conditions`."""
-    last = history[-1]
-    best = max(history, key=lambda line: line["acc"])
+    last, best = history[-1], max(history, key=lambda line: line["acc"])
     selected = history[selection(history)[-1]] if "val_acc" in last else {}
     shown = ("precision", "device", "cuda", "threads", "processes", "images_per_statistic")
     return RunResult(

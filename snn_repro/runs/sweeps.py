@@ -214,8 +214,7 @@ def _other_data(job: Job, result: dict) -> list[str]:
 
 def status(job: Job) -> tuple[str, str]:
     """(`done`, `failed`, `interrupted`, `stopped`, `running` or `not started`, why)."""
-    content = _read(job.folder / STATUS)
-    if not content:
+    if not (content := _read(job.folder / STATUS)):
         return "not started", ""
     if content.get("config_hash") != config_hash(job.config):
         return "not started", "the folder holds a run of another configuration"
@@ -302,8 +301,7 @@ def _start_again_after_kills(start: Callable, jobs: list[Job], flag: Path | None
     except TerminatedWorkerError:
         time.sleep(0.5)  # meanwhile the other workers are stopped
     touched = [job for job in jobs if (at := job.folder / STATUS).exists() and at.stat().st_mtime >= began]
-    hit = [job for job in touched if status(job)[0] == "stopped"]
-    if not hit:
+    if not (hit := [job for job in touched if status(job)[0] == "stopped"]):
         raise UserError("the worker processes die before a run starts; use fewer of them: hydra.launcher.n_jobs=1")
     log.warning(f"a worker was killed; {len(hit)} interrupted runs continue, one at a time")
     for job in hit:

@@ -31,39 +31,24 @@ THRESHOLDS = np.linspace(0, 1, 101)
 EPSILON, DELTA = 0.01, 0.1  # accuracy that may be lost; probability that more is lost
 
 
-def confidence(p: np.ndarray) -> np.ndarray:
-    """The highest probability of p [..., K]."""
-    return p.max(-1)
-
-
-def margin(p: np.ndarray) -> np.ndarray:
-    """The highest probability of p [..., K] less the second one."""
-    top = np.partition(p, -2, axis=-1)
-    return top[..., -1] - top[..., -2]
-
-
-def certainty(p: np.ndarray) -> np.ndarray:
-    """One minus the entropy of p [..., K] divided by log K."""
-    return 1 - special.entr(p).sum(-1) / np.log(p.shape[-1])
-
-
-RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = dict(confidence=confidence, margin=margin, entropy=certainty)
+RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = dict(  # of probabilities [..., K]
+    confidence=lambda p: p.max(-1),
+    margin=lambda p: np.diff(np.partition(p, -2, axis=-1)[..., -2:])[..., 0],
+    entropy=lambda p: 1 - special.entr(p).sum(-1) / np.log(p.shape[-1]),
+)
 
 
 def anytime(
-    test: Mapping[str, np.ndarray],
-    validation: Mapping[str, np.ndarray] | None,
-    epsilon: float = EPSILON,
+    test: Mapping[str, np.ndarray], validation: Mapping[str, np.ndarray] | None, epsilon: float = EPSILON,
     delta: float = DELTA,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Curve, areas and guaranteed threshold of each rule.
 
     test, validation: `labels` [N], `mean` and `readout` scores [T, N, K] up to each step; test also `operations` [N, T] of each
     step. Accuracies are fractions; `operations` are those up to the stop, a sample. Areas are means of the accuracy over time
     steps 1..T, or over operations from the first step's to all, along the curve (step function from below).
     """
-    spent = test["operations"].cumsum(1)
-    found = []
+    spent, found = test["operations"].cumsum(1), []
     for scores in ("mean", "readout"):
         right, p = judged(test, scores)
         own = judged(validation, scores) if validation else None
@@ -115,14 +100,9 @@ def area(points: list[tuple[float, float]], low: float, high: float) -> float | 
 
 
 def guarantee(
-    own: np.ndarray,
-    own_right: np.ndarray,
-    sure: np.ndarray,
-    right: np.ndarray,
-    spent: np.ndarray,
-    epsilon: float,
+    own: np.ndarray, own_right: np.ndarray, sure: np.ndarray, right: np.ndarray, spent: np.ndarray, epsilon: float,
     delta: float,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """The lowest threshold that Learn then Test allows, measured on the test part.
 
     own, own_right [T, n]: the validation part. threshold is None if not even the highest one is allowed: then no sample
@@ -134,8 +114,7 @@ def guarantee(
         if stats.binom.cdf(lost, n, epsilon) > delta:
             break
         threshold = float(candidate)
-    step = stops(sure, np.inf if threshold is None else threshold)
-    measured = point(step, right, spent)
+    measured = point(stops(sure, np.inf if threshold is None else threshold), right, spent)
     return dict(threshold=threshold, lost=float(right[-1].mean()) - measured["acc"], **measured)
 
 
@@ -158,9 +137,8 @@ def counted_operations(model: nn.Module, timesteps: int) -> Iterator[list[Tensor
 
     def connection(layer: Any, args: tuple[Tensor, ...]) -> None:
         x, size = args[0].detach() != 0, len(batches[-1])
-        if not (
-            isinstance(layer, nn.Linear) and x.dim() > 2 and x.shape[:2] == (timesteps, size)
-        ):  # not [T, B, ...] yet
+        tokens = isinstance(layer, nn.Linear) and x.dim() > 2 and x.shape[:2] == (timesteps, size)  # [T, B, ...]
+        if not tokens:
             x = x.unflatten(0, (1 if len(x) == size else timesteps, -1))
         if layer not in met or met[layer].shape != x.shape[2:]:
             with torch.inference_mode(False), torch.enable_grad():
@@ -170,10 +148,8 @@ def counted_operations(model: nn.Module, timesteps: int) -> Iterator[list[Tensor
         for t, part in enumerate(x):
             batches[-1][:, t] += (part.double().flatten(1) @ met[layer].flatten()).cpu()
 
-    with ExitStack() as stack:
-        stack.enter_context(door.off(model))
-        hooks = [model.register_forward_pre_hook(begin)]
-        hooks += [m.register_forward_pre_hook(connection) for m in model.modules() if isinstance(m, CONNECTIONS)]
-        for hook in hooks:
-            stack.callback(hook.remove)
+    with door.off(model), model.register_forward_pre_hook(begin), ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, CONNECTIONS):
+                stack.enter_context(module.register_forward_pre_hook(connection))
         yield batches

@@ -198,11 +198,9 @@ def anytime_run(
     test["operations"] = torch.cat(batches).numpy()
     validation = scored(p.data.val) if p.data.val else None
     n, needed = len(validation["labels"]) if validation else 0, math.ceil(math.log(delta) / math.log(1 - epsilon))
-    if not validation:
-        remarks = ["the guarantee needs a validation part: train with dataset.validation=0.1"]
-    else:
-        few = f"{n} validation samples are too few for epsilon={epsilon:g} and delta={delta:g}, which need {needed}; raise epsilon"
-        remarks = [few] if n < needed else []
+    few = f"{n} validation samples are too few for epsilon={epsilon:g} and delta={delta:g}, which need {needed}; raise epsilon"
+    none = "the guarantee needs a validation part: train with dataset.validation=0.1"
+    remarks = [few if validation else none] if n < needed else []
     return dict(
         run=str(p.run.path), weights=p.run.weights, epoch=p.run.epoch, config_hash=conf.config_hash(p.run.config),
         timesteps=p.config.timesteps, readout=p.loss_fn.readout_name, remarks=remarks,
@@ -232,8 +230,7 @@ def with_overrides(run: TrainedRun, base: dict[str, Any], typed: Sequence[str]) 
     overrides, ours = config_overrides(typed), base["dataset"]
     if any(o.startswith("neuron.initial=") for o in overrides):
         base = base | {"neuron": base["neuron"] | {"imp": False}}  # imp=true means initial=imp, a contradiction
-    config = conf.recomposed(base, overrides)
-    if config.dataset.name == ours["name"]:
+    if (config := conf.recomposed(base, overrides)).dataset.name == ours["name"]:
         config.dataset.found = ours["found"]
     if (config.dataset.name, config.dataset.frame_size) != (ours["name"], ours["frame_size"]):
         dataset = SETS[config.dataset.name].of(config)
@@ -444,10 +441,8 @@ def main() -> None:
     words = [word for word in args.words if word.partition("=")[0] not in ANYTIME]
     result: Any = evaluate_run(args.run, words) if early is None else anytime_run(args.run, words, **early)
     print(json.dumps(result) if args.json else tables(result) if early is None else early_stop_table(result))
-    typed = config_overrides(weights_in(words)[1])
-    changed = conf.tweaks(
-        ["name=x", *(o for o in typed if not o.startswith("recipe."))]
-    )  # a name: choices are listed too
+    typed = [o for o in config_overrides(weights_in(words)[1]) if not o.startswith("recipe.")]
+    changed = conf.tweaks(["name=x", *typed])  # a name: choices are listed too
     parts = [result["weights"]] if early is None else ["anytime", result["weights"] * (result["weights"] != "last")]
     file = Path(result["run"], EVALUATIONS, f"{','.join(filter(None, [*parts, changed]))}.json")
     file.parent.mkdir(exist_ok=True)

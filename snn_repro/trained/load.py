@@ -86,8 +86,7 @@ def load_run(path: str | Path, weights: str = "last") -> TrainedRun:
         raise UserError(f"{path} is not a run: it has no {CONFIG}; give the folder of a run, like runs/NAME/seed0")
     file = path / WEIGHTS[weights]
     content = _exported(path) if (path / SAFETENSORS).is_file() else checkpoint.load(file)
-    state = checkpoint.weights_of(content, file)
-    config = checked(content["config"])
+    state, config = checkpoint.weights_of(content, file), checked(content["config"])
     result = read_result(path / RESULT) if (path / RESULT).exists() else None
     shape: Any = tuple(result.input_size if result else frame_shape(config))
     classes = result.num_classes if result else SETS[config.dataset.name].of(config).num_classes

@@ -27,8 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", choices=WEIGHTS, default="last", help="last epoch or selected epoch")
     args = parser.parse_args(argv)
     places = dict(word.split("=", 1) for word in args.words if word.split("=")[0] in PLACES and "=" in word)
-    folders = [Path(word) for word in args.words if word.split("=")[0] not in places]
-    if not folders:
+    if not (folders := [Path(word) for word in args.words if word.split("=")[0] not in places]):
         raise UserError(f"{' '.join(args.words)} names no run; give the folder that holds a run's result.json")
     for folder in folders:
         run = load_run(folder, args.weights)

@@ -19,6 +19,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +104,14 @@ def main() -> None:
     run = load_run(args.run, own.get("weights", "last"))
     run.model.to(pick_device(replace(run.config, device=own.get("device", "auto"))))
     words = [w for w in args.words if w.partition("=")[0] not in own]
-    whole = any(Path(w).is_dir() for w in words)
-    known = (*EXTENSIONS, *SUFFIXES)
+    whole, known = any(Path(w).is_dir() for w in words), (*EXTENSIONS, *SUFFIXES)
     sources = [str(Path(w, file)) for w in words for file in (images_in(Path(w), known) if Path(w).is_dir() else [""])]
     predictions: Iterable[Prediction] = one_by_one(run, sources) if whole else predict(run, sources)
     if ahead := sees_future(run.model):
         log.info(f"outputs of a step depend on later steps (by {', '.join(ahead)}): use only the last step's")
     if args.json:
-        step = ("label", "name", "confidence")
         rows = [
-            vars(p) | {"logits": p.logits.tolist(), "steps": [dict(zip(step, s, strict=True)) for s in p.steps]}
+            vars(p) | dict(logits=p.logits.tolist(), steps=[dict(label=k, name=n, confidence=c) for k, n, c in p.steps])
             for p in predictions
         ]
         print(json.dumps(rows, indent=1))
@@ -123,10 +122,7 @@ def main() -> None:
         print(tables(predictions))
 
 
-def entry() -> None:
-    """Entry point of `snn-predict`."""
-    command("snn-predict", main)
-
+entry = partial(command, "snn-predict", main)  # of the console script
 
 if __name__ == "__main__":
     entry()

@@ -281,8 +281,7 @@ def records(run: Claimed, config: Config) -> tuple[bool | None, str]:
         loss.readout_name, result.n_test,
     )  # fmt: skip
     expected.causal = not sees_future(model)
-    wrong = unlike(expected, result, leave={"energy", *UNCHECKED})
-    n = len(run.labels)
+    wrong, n = unlike(expected, result, leave={"energy", *UNCHECKED}), len(run.labels)
     part = config.debug.max_eval_batches * config.recipe.eval_batch_size or data.split.n_test
     right = int((loss.readout(run.logits).argmax(-1) == run.labels).sum())
     steps = [[int(c) / n for c in count(run.logits, run.labels)] for count in (correct_per_step, correct_cumulative)]
@@ -324,8 +323,7 @@ def trained(run: Claimed, config: Config, training: str) -> tuple[bool | None, s
     if training == "none":
         return None, "left out (--quick)"
     whole = training == "whole" or config.recipe.epochs == 1
-    start = 0 if whole else run.checkpoints.get(checkpoint.PREVIOUS, {}).get("epoch")
-    if start is None:
+    if (start := 0 if whole else run.checkpoints.get(checkpoint.PREVIOUS, {}).get("epoch")) is None:
         return None, f"no {checkpoint.PREVIOUS} is there; --whole trains all epochs"
     if start >= config.recipe.epochs:
         return None, f"{checkpoint.PREVIOUS} is of the last epoch, where the run was stopped; --whole trains all epochs"

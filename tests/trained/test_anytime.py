@@ -59,7 +59,7 @@ def test_the_guarantee_holds_as_often_as_it_says():
     generator, eps, delta, repeats = np.random.default_rng(1), 0.03, 0.2, 200
     world = outputs(40_000, generator)  # so large that its accuracy is the true one
     right, p = a.judged(world, "mean")
-    sure, spent = a.confidence(p), world["operations"].cumsum(1)
+    sure, spent = a.RULES["confidence"](p), world["operations"].cumsum(1)
     broken = stopped = 0
     for _ in range(repeats):
         own = generator.choice(40_000, 300, replace=False)

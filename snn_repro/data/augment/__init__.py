@@ -56,13 +56,9 @@ def batch_transforms(
 
 
 def sample_transform(
-    augment: Any,
-    dataset: DataSet,
-    size: int,
-    fill: Sequence[float],
-    first: Sequence[Callable] = (),
+    augment: Any, dataset: DataSet, size: int, fill: Sequence[float], first: Sequence[Callable] = (),
     tensors: bool = False,
-) -> Callable:
+) -> Callable:  # fmt: skip
     """The per-image training transform: PIL image or uint8 tensor -> uint8 tensor [C, size, size].
 
     It applies RandomResizedCrop, or else the steps `first` and a padded crop; then flip, and RandAugment with `fill`

@@ -12,7 +12,7 @@ Each file in this folder is one augmentation: a class under `@register_augmentat
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -25,19 +25,17 @@ from snn_repro.kernels.compiled import cuts, in_parallel, tried
 from snn_repro.registry import AUGMENTATIONS
 from snn_repro.settings import Setting
 
-AnAugmentation = TypeVar("AnAugmentation", bound="Augmentation")
 NORMALIZE = 50
 
 
-def register_augmentation(name: str) -> Callable[[type[AnAugmentation]], type[AnAugmentation]]:
+def register_augmentation(name: str) -> Callable:
     """Class decorator: `augment.NAME` turns this augmentation on. Raises UserError for a taken name."""
 
-    def add(cls: type[AnAugmentation]) -> type[AnAugmentation]:
+    def named(cls: type["Augmentation"]) -> type["Augmentation"]:
         cls.name, cls.switches = name, cls.switches or (name,)
-        AUGMENTATIONS.add(name, cls, cls)
         return cls
 
-    return add
+    return AUGMENTATIONS.register(name, named)
 
 
 class Augmentation:

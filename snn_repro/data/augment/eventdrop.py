@@ -38,11 +38,10 @@ class EventDrop(RecordingAugmentation):
         for name in "xyp":
             structured[name] = getattr(events, name)
         structured["t"] = events.t - events.t.min()  # tonic's time window assumes a start at 0
-        height, width = size
         if self.area == "rectangle":
-            kept = transforms.EventDrop(sensor_size=(width, height, 2))(structured)
+            kept = transforms.EventDrop(sensor_size=(*size[::-1], 2))(structured)
         else:
-            kept = self._published(structured, (width, height), self.area == "eventrpg")
+            kept = self._published(structured, size[::-1], self.area == "eventrpg")
         return Events(*(np.ascontiguousarray(kept[name]) for name in "txyp")) if len(kept) else events
 
     @staticmethod
@@ -57,8 +56,7 @@ class EventDrop(RecordingAugmentation):
                 return functional.drop_by_time_numpy(events, part) if part < 1 else events[:0]
             case 2:
                 part = np.random.randint(1, 6 + rpg) / 20
-                stretch = np.random.uniform(0.5, 1.5) if rpg else 1.0
-                outside = []
+                stretch, outside = np.random.uniform(0.5, 1.5) if rpg else 1.0, []
                 for name, n, side in zip("xy", size, (part * stretch, part / stretch), strict=True):
                     low = int(max(0, np.random.uniform(n) - n * side / 2))
                     outside.append((events[name] < low) | (events[name] > low + n * side))

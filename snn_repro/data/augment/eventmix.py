@@ -58,8 +58,7 @@ class EventMix(SoftAugmentation):
         return draws.other[rows[draws.part[rows] > 0]]
 
     def apply(self, x: Tensor, target: Tensor, draws: _Masks, rows: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-        target = soft(target, self.num_classes)
-        own = rows[:keep]
+        target, own = soft(target, self.num_classes), rows[:keep]
         mixed = torch.nonzero(draws.part[own] > 0).flatten()  # a share of a batch without partners holds no others
         if not len(mixed):
             return x.narrow(-4, 0, keep), target[:keep]

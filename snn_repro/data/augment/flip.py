@@ -13,8 +13,7 @@ class RandomFlip(MovingAugmentation):
     """Mirror each sample left to right with probability `flip`."""
 
     settings = {"flip": Setting(0.0, "probability of a horizontal flip", low=0, high=1)}
-    order = 20
-    on_tensors = True
+    order, on_tensors = 20, True
 
     def __init__(self, flip: float):
         self.chance = flip

@@ -48,17 +48,12 @@ class Mix(SoftAugmentation):
         ),
     }
     switches = ("mixup", "cutmix")
-    order = 70
-    portable = True
+    order, portable = 70, True
 
     def __init__(
-        self,
-        num_classes: int,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        mix_prob: float = 1.0,
+        self, num_classes: int, mixup: float = 0.0, cutmix: float = 0.0, mix_prob: float = 1.0,
         cutmix_axes: str = "spatial",
-    ):
+    ):  # fmt: skip
         self.num_classes, self.prob, self.cutmix_axes = num_classes, mix_prob, cutmix_axes
         self.kinds = [(kind, alpha) for kind, alpha in (("mixup", mixup), ("cutmix", cutmix)) if alpha > 0]
 
@@ -80,20 +75,16 @@ class Mix(SoftAugmentation):
         if draws is None:
             return x, target
         other = held(rows, draws.other[rows[:keep]])
-        own, lam = x.narrow(-4, 0, keep), draws.lam
-        if draws.kind == "mixup":
-            mixed = blend(x, other, lam)
-        else:
-            mixed, lam = self._cutmix(own, x, other, draws)
+        mixed, lam = (blend(x, other, draws.lam), draws.lam) if draws.kind == "mixup" else self._cutmix(x, other, draws)
         return mixed, lam * target[:keep] + (1 - lam) * target[other]
 
-    def _cutmix(self, own: Tensor, x: Tensor, other: Tensor, draws: _Mixing) -> tuple[Tensor, float]:
+    def _cutmix(self, x: Tensor, other: Tensor, draws: _Mixing) -> tuple[Tensor, float]:
         draw, lam = draws.box, draws.lam
         height, width = x.shape[-2:]
         (top, bottom), (left, right) = (self._range(size, math.sqrt(1 - lam), draw) for size in (height, width))
         published = self.cutmix_axes == "published" and x.ndim == 5
         box: tuple = (..., slice(top, bottom), slice(left, right), *[slice(None)] * published)
-        mixed = own.clone()
+        mixed = x.narrow(-4, 0, len(other)).clone()
         mixed[box] = x[box].index_select(-4, sent(other, x.device))
         return mixed, 1 - (bottom - top) * (right - left) / (height * width)
 
@@ -108,8 +99,7 @@ def blend(x: Tensor, other: Tensor, lam: float) -> Tensor:
 
     Two products and a sum, each rounded, on every device; a fused multiply-add would round once.
     """
-    own = x.narrow(-4, 0, len(other))
-    loop = _loop() if x.device.type == "cpu" else None
+    own, loop = x.narrow(-4, 0, len(other)), _loop() if x.device.type == "cpu" else None
     if loop is None:
         return own.float().mul(lam).add_(x.index_select(-4, sent(other, x.device)).float().mul_(1 - lam))
     x = x if x.dtype == torch.uint8 else x.float()

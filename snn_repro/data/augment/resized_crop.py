@@ -20,12 +20,10 @@ class RandomResizedCrop(PilAugmentation):
         "rrc_min_area": Setting(0.0, "RandomResizedCrop: smallest area fraction; 0 is off", low=0, high=1),
         "interpolation": Setting("bicubic", "of RandomResizedCrop and test resize", choices=("bicubic", "bilinear")),
         "test_resize": Setting(
-            0,
-            "test of image files: short side before the centre crop; 0 is 256 (ImageNet), or the crop size",
-            "pixels",
+            0, "test of image files: short side before the centre crop; 0 is 256 (ImageNet), or the crop size", "pixels",
             low=0,
         ),
-    }
+    }  # fmt: skip
     order = 10
     resizes = on_tensors = True
 

@@ -214,8 +214,7 @@ def _relevance(model: nn.Module, frames: Tensor, mean: bool) -> tuple[Tensor, ..
             logits = model.forward(x)
     if rules.features is None:
         raise UserError("the network has no feature maps [T, B, C, H, W]")
-    average = logits.detach().mean(0)
-    start = torch.full_like(logits, -1 / logits.shape[-1])
+    average, start = logits.detach().mean(0), torch.full_like(logits, -1 / logits.shape[-1])
     start[:, torch.arange(len(average), device=start.device), average.argmax(1)] += 1
     per_logit = _divided(start, average.expand_as(logits) if mean else logits.detach())
     per_input, per_feature = torch.autograd.grad(logits, (x, rules.features), per_logit)
@@ -291,13 +290,11 @@ class RPGDrop(GuidedAugmentation):
             return x, target
         chance, out = self.scaled(self.relevance(x, self.rule)[0]), x.clone()
         for b, (strength, seed) in enumerate(zip(*(d[rows].tolist() for d in draws), strict=True)):
-            generator = torch.Generator().manual_seed(seed)
-            places = x[:, b].nonzero(as_tuple=True)
+            generator, places = torch.Generator().manual_seed(seed), x[:, b].nonzero(as_tuple=True)
             events, stays = x[:, b][places], 1 - strength * chance[:, b][places]
             whole = events.floor()
             rest = (torch.rand(len(events), generator=generator) < stays) * (events - whole)
-            kept = torch.binomial(whole, stays, generator=generator) + rest
-            if kept.any():
+            if (kept := torch.binomial(whole, stays, generator=generator) + rest).any():
                 out[:, b][places] = kept
         return out, target
 
@@ -323,8 +320,7 @@ def placed(one: Box, two: Box, size: tuple[int, int], draws: list[float]) -> tup
     They are side by side or one above the other; direction and order are random where both are possible. Boxes that
     must overlap go to opposite corners, `one` on the left. draws: 6 numbers in 0..1.
     """
-    fits = [one[2 + axis] + two[2 + axis] <= size[axis] for axis in (0, 1)]
-    turned = draws[1] < 0.5
+    fits, turned = [one[2 + axis] + two[2 + axis] <= size[axis] for axis in (0, 1)], draws[1] < 0.5
     if not any(fits):
         up, down = (size[0] - one.height, 0) if turned else (0, size[0] - two.height)
         return one._replace(top=up, left=0), two._replace(top=down, left=size[1] - two.width)

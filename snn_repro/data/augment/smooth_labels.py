@@ -15,8 +15,7 @@ class SmoothLabels(SoftAugmentation):
             0.0, "label smoothing epsilon, for any loss; several published SDT and TET rows use it", low=0, below=1
         )
     }
-    order = 90
-    portable = True
+    order, portable = 90, True
 
     def __init__(self, num_classes: int, label_smoothing: float):
         self.num_classes, self.epsilon = num_classes, label_smoothing

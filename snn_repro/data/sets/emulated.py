@@ -77,8 +77,7 @@ def emulate(
     size, path = camera.scene, saccades(camera)
     spread = np.random.default_rng([seed, 0]).normal(camera.threshold, camera.mismatch, (2, size, size))
     thresholds = np.maximum(spread, 0.01)  # a pixel with threshold 0 would never stop firing
-    step = camera.duration / camera.steps
-    buffer = np.empty((1 << 12, 3), np.int64)
+    step, buffer = camera.duration / camera.steps, np.empty((1 << 12, 3), np.int64)
     for index, image in zip(range(len(images)) if indices is None else indices, images, strict=True):
         arguments = _scene(image.astype(np.float64), camera), path, thresholds, step, float(camera.refractory)
         while (n := compiled(_simulate)(*arguments, buffer)) > len(buffer):

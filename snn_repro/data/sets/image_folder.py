@@ -117,8 +117,7 @@ class ImageFolder(ImageFiles):
     def split(self, cfg, train, test):
         _, _, listed, labels, given = self.listed(cfg)
         split, parts = parts_of(cfg, given, listed, labels)
-        part = dict(zip(listed, parts, strict=True))
-        names = [*train.names, *test.names]
+        part, names = dict(zip(listed, parts, strict=True)), [*train.names, *test.names]
         rows, val, _, of_run = own_split(cfg, split, [part[n] for n in names], names, [*train.labels, *test.labels])
         return rows, val, of_run
 

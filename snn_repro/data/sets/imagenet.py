@@ -174,8 +174,7 @@ def _listed(train: Path, wnids: tuple[str, ...], cache_dir: str | None, path: Pa
 
 def _list(train: Path, wnids: tuple[str, ...], cache_dir: str | None) -> dict[str, Part]:
     """List the images of `wnids` (empty: all classes). Raises DataError."""
-    val = find_entry(train.parent, *VAL)
-    if val is None:
+    if (val := find_entry(train.parent, *VAL)) is None:
         raise DataError(
             f"{train.parent / 'val'} is missing: ImageNet needs train/ and val/, each with one folder per class, or its"
             f" two archives {TRAIN[-1]} and {VAL[-1]}"

@@ -133,8 +133,7 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]  # the one in
     }
 
     def find_class(self, module: str, name: str):
-        known = f"{module.replace('numpy._core', 'numpy.core')} {name}"
-        if known not in self.meanings:
+        if (known := f"{module.replace('numpy._core', 'numpy.core')} {name}") not in self.meanings:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which CIFAR files do not need")
         return self.meanings[known]
 

@@ -50,8 +50,7 @@ def export(path: str | Path, to: str, weights: str = "last", output: str | Path 
     """
     if to not in EXPORTS:
         raise UserError(f"--to {to} is not a format; choose one of: {', '.join(sorted(EXPORTS))}{nearest(to, EXPORTS)}")
-    run = load_run(path, weights)
-    if run.result is None:
+    if (run := load_run(path, weights)).result is None:
         raise UserError(f"{path} is not finished: it has no result.json for the model card; repeat its command first")
     target = Path(output) if output else Path(path) / "export" / to
     if os.path.lexists(target):

@@ -27,8 +27,7 @@ def torch_export(run: TrainedRun, folder: Path) -> str:
     buffer = io.BytesIO()
     torch.export.save(unrolled(run), buffer)
     (folder / "model.pt2").write_bytes(buffer.getbuffer())  # torch hides the reason of a failed write
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # about torch's own code
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # about torch's own code
         compared = comparison(run, torch.export.load(folder / "model.pt2").module())
     return f"""\
 ```python
@@ -89,8 +88,8 @@ def unrolled(run: TrainedRun) -> torch.export.ExportedProgram:
     """
     model, x = copy.deepcopy(run.model), inputs(run, 2)
     batch = {x.dim() - 4: torch.export.Dim("batch", min=1)}
-    with tracing_errors(run, "torch.export"), warnings.catch_warnings(), torch.no_grad(), door.off(model):
-        warnings.simplefilter("ignore")  # about neurons that set `v`, which the graph does not need
+    quiet = warnings.catch_warnings(action="ignore")  # about neurons that set `v`, which the graph does not need
+    with tracing_errors(run, "torch.export"), quiet, torch.no_grad(), door.off(model):
         return torch.export.export(model, (x,), dynamic_shapes=(batch,), strict=False)
 
 

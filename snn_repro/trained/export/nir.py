@@ -16,6 +16,7 @@ Everything else is rejected.
 import importlib.util
 import io
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,7 @@ def write(run: TrainedRun, folder: Path) -> str:
     """
     if nir is None:
         raise ModuleNotFoundError("NIR", name="nir")
-    graph = nir_graph(run.model, inputs(run, 1))
-    buffer = io.BytesIO()
+    graph, buffer = nir_graph(run.model, inputs(run, 1)), io.BytesIO()
     nir.write(buffer, graph)
     (folder / FILE).write_bytes(buffer.getbuffer())  # HDF5 hides the reason of a failed write
     starts = [f"`{name}`" for name in graph.nodes if name.endswith(FIRST)]
@@ -78,17 +78,13 @@ def nir_graph(model: nn.Module, x: Tensor) -> Any:
     x: static images [1, C, H, W] or frames [T, 1, C, H, W]. Raises UserError, naming the layer or operation, for what
     NIR cannot represent.
     """
-    graph, hooks = _Graph(type(model).__name__, x), []
-    for name, module in model.named_modules():
-        if kind := _kind(module):
-            hooks.append(module.register_forward_pre_hook(graph.enter))
-            hooks.append(module.register_forward_hook(graph.leave(name, kind)))
-    try:
-        with torch.no_grad(), door.off(model), graph:
-            logits = model.eval()(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    graph = _Graph(type(model).__name__, x)
+    with ExitStack() as stack, torch.no_grad(), door.off(model), graph:
+        for name, module in model.named_modules():
+            if kind := _kind(module):
+                stack.enter_context(module.register_forward_pre_hook(graph.enter))
+                stack.enter_context(module.register_forward_hook(graph.leave(name, kind)))
+        logits = model.eval()(x)
     last = graph.sources(logits, "the logits")
     graph.add("output", nir.Output(np.array(graph.shapes[last[0]])), last, graph.shapes[last[0]])
     return nir.NIRGraph(graph.nodes, graph.edges, metadata={"dt": 1.0})
