@@ -146,7 +146,7 @@ def moments(mean: Tensor, var: Tensor, n: int) -> Tensor:
 
 
 def means(sums: Tensor, n: int) -> Tensor:
-    """Divide sums of any shape over n values, added over all ranks, by the total count."""
+    """Divide sums [...] over n values, added over all ranks, by the total n."""
     whole = together(torch.cat([sums.flatten(), sums.new_full((1,), n)]))
     return (whole[:-1] / whole[-1]).view_as(sums)
 
