@@ -109,7 +109,8 @@ def ours(group: Group, groups: Sequence[Group], notes: list[str]) -> dict[str, A
     first, last = group.first, group.last
     interval = Interval(last.low, last.high, "t")
     if last.n == 1:
-        interval = Interval(*(100 * bound for bound in wilson(first["correct"], first["n_test"])), "Wilson")
+        low, high = wilson(first["correct"], first["n_test"])
+        interval = Interval(100 * low, 100 * high, "Wilson")
     gains: dict[str, Any] = {}
     for i, name in enumerate(first["config"].get("baselines", []), 1):
         try:
