@@ -161,12 +161,9 @@ def test_the_report_of_a_gpu_says_what_is_not_right_first(library, tmp_path):
     assert text.name.startswith("a-pretended-gpu-20") and text.suffix == ".md" and saved.stem == text.stem
     report = json.loads(saved.read_text())
     wrong, page = report["not_right"], text.read_text()
-    parts = (
-        "broken: no result (ZeroDiv",
-        "klif, backend=torch differs from the CPU: 0.000% eq",
-        "clif, loss=sdt, kernels=off: losses ",
-    )
-    assert len(wrong) == 3 and all(map(str.startswith, wrong, parts)), wrong
+    parts = "broken: no result (ZeroDiv", "klif, backend=", "clif, loss=sdt, kernels="
+    assert all(line.startswith(parts) for line in wrong), wrong
+    assert all(any(line.startswith(part) for line in wrong) for part in parts), wrong
     assert page.index(wrong[0]) < page.index("- GPU: a pretended GPU") < page.index("| ours |")
     assert {"GPU", "driver", "CUDA", "torch", "triton", "spikingjelly"} <= report["machine"].keys()
     rows = {table["title"].partition(": ")[0]: table["rows"] for table in report["tables"]}

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,16 @@ def test_pages_promise_the_power_that_there_is():
     assert "| 5 | 40 % | 1.7 sd |" in honest and "| 3 | 18 % | 3.3 sd |" in honest
     least = stats.t.ppf(1 - 0.05 / 37 / 2, 2) / 3**0.5
     assert f"no difference below {least:.1f} standard deviations" in rule
+
+
+def test_findings_quote_their_reports():
+    page = (ROOT / "results/README.md").read_text("utf-8")
+    lines = [line for line in page.splitlines() if "| [report](" in line]
+    for line in lines:
+        report = (ROOT / "results" / re.search(r"\[report\]\((\w+\.md)\)", line)[1]).read_text("utf-8")
+        quoted = re.findall(r"[-+][\d.]+ \([-+][\d.]+ \.\. [-+][\d.]+\)", line)
+        assert quoted and all(effect in report for effect in quoted), line
+    assert len(lines) == 5 and page.index("No run of the paper's own rows exists") < page.index(lines[0])
 
 
 def test_one_value_has_no_spread():
