@@ -107,7 +107,8 @@ def rectangle(z: Tensor, width: float) -> Tensor:
 
 # Published Dspike adapts its temperature to finite differences. Values not verified against the paper:
 EPSILON = 0.01  # of the finite differences
-STEP, LOWEST = 0.2, 0.2  # between temperatures; the lowest one
+STEP = 0.2  # between temperatures
+LOWEST = 0.2
 
 
 def finite_differences(weight: nn.Parameter, loss: Callable[[], Tensor]) -> Tensor:
