@@ -208,7 +208,7 @@ def conclusion(verdicts: Sequence[Verdict]) -> str:
 def report(results: Path) -> dict[str, str]:
     """`anytime.md`, from the collected runs and their curves."""
     found = cells(results)
-    rows, said = [], []
+    rows, said, seeds = [], [], [SEEDS]
     for name in ("static", "events"):
         for loss in LOSSES:
             for state, verdicts in judge(found, name, loss).items():
@@ -216,7 +216,8 @@ def report(results: Path) -> dict[str, str]:
                     f"{v.found.mean:+.2f} ({v.found.low:+.2f} .. {v.found.high:+.2f}) {SIGNS[v.word]}" for v in verdicts
                 ]
                 what = conclusion(verdicts)
-                rows.append(dict(part=name, loss=loss, state=state, n=verdicts[0].found.n, what=what)
+                seeds.append(verdicts[0].found.n)
+                rows.append(dict(part=name, loss=loss, state=state, n=seeds[-1], what=what)
                             | dict(zip([m.title for m in MEASURES], words, strict=True)))  # fmt: skip
                 said.append((what, f"{state} with {loss.upper()} ({name})"))
     findings = {what: [where for w, where in said if w == what] for what in dict.fromkeys(w for w, _ in said)}
@@ -231,7 +232,7 @@ def report(results: Path) -> dict[str, str]:
         "difference from zero in points, simultaneous 95 % interval; + better, - worse, = equivalent, ? cannot be said",
         f"rule: {RULE}; margins: " + ", ".join(f"{m.title} {m.margin:g}" for m in MEASURES),
     ]
-    if rows and min(row["n"] for row in rows) < SEEDS:
+    if min(seeds) < SEEDS:
         notes.append(
             f"the design asks for {SEEDS} seeds; what was not run is listed by `study.py anytime run --missing --print`"
         )
