@@ -10,7 +10,7 @@ import json
 import shlex
 import statistics as plain_statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -125,10 +125,10 @@ def commands(datasets: Sequence[str], seeds: int, more: Sequence[str] = ()) -> I
             ]  # fmt: skip
 
 
-def cell_of(group: Group) -> tuple[str, str] | None:
-    """The (group, choice) of runs; None if they differ from their baseline in more than one choice."""
-    config, p = group.first["config"], part(group.first["dataset"])
-    _, _, neuron, loss = group.first["name"].rsplit("-", 3)
+def cell_of(first: Mapping[str, Any], p: Part) -> tuple[str, str] | None:
+    """The (group, choice) of a result; None if it differs from the baseline of its part in more than one choice."""
+    config = first["config"]
+    _, _, neuron, loss = first["name"].rsplit("-", 3)
     family = config["neuron"]["name"]
     initial = config["neuron"].get("initial", "zero")
     if config["neuron"]["imp"]:
@@ -152,21 +152,28 @@ def measure(results: Path, rounds: int = 7, batch: int = 64) -> None:
     For each choice: time of a training step relative to the baseline's (timed alternately), and bytes kept for the backward
     pass. For each data set, and the digits: accuracy of logistic regression.
     """
-    found: dict[str, Any] = {}
-    for dataset in PARTS:
-        p = part(dataset)
-        base, rows = _Step(dataset, p, "", "baseline", batch), {}
-        for axis, choice in cells(p):
-            step = _Step(dataset, p, axis, choice, batch)
-            ratios = [step.seconds() / base.seconds() for _ in range(rounds + 1)][1:]
-            rows[f"{axis}={choice}" if axis else choice] = dict(
-                step_ratio=plain_statistics.median(ratios), kept_mb=step.kept() / 2**20
-            )
-        found[dataset] = dict(steps=rows, linear=linear_baseline(dataset, p.overrides))
+    found: dict[str, Any] = {
+        dataset: dict(steps=steps(dataset, p, cells(p), rounds, batch), linear=linear_baseline(dataset, p.overrides))
+        for dataset, p in PARTS.items()
+    }
     found["digits"] = dict(linear=linear_baseline("digits", ()))  # compared with the first command in README
     folder = results / "runs" / "methods"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / MEASURED, found)
+
+
+def steps(
+    dataset: str, p: Part, chosen: Iterable[tuple[str, str]], rounds: int = 7, batch: int = 64
+) -> dict[str, dict[str, float]]:
+    """Time of a training step relative to the baseline's, and MB kept for its backward pass, of each choice."""
+    base, rows = _Step(dataset, p, "", "baseline", batch), {}
+    for axis, choice in chosen:
+        step = _Step(dataset, p, axis, choice, batch)
+        ratios = [step.seconds() / base.seconds() for _ in range(rounds + 1)][1:]
+        rows[f"{axis}={choice}" if axis else choice] = dict(
+            step_ratio=plain_statistics.median(ratios), kept_mb=step.kept() / 2**20
+        )
+    return rows
 
 
 def _config(dataset: str, p: Part, axis: str, choice: str) -> Config:
@@ -389,7 +396,7 @@ class Judged(NamedTuple):
 def _dataset(groups: Sequence[Group], dataset: str, measured: dict[str, Any]) -> Judged:
     """Judge a data set: one table for each group of choices."""
     p = part(dataset)
-    by_cell = {cell: g for g in groups if g.first["dataset"] == dataset and (cell := cell_of(g))}
+    by_cell = {cell: g for g in groups if g.first["dataset"] == dataset and (cell := cell_of(g.first, p))}
     base = by_cell.get(("", "baseline"))
     same = identical(by_cell, ("", "baseline"))
     seeds = {run["seed"] for run in base.runs} if base else set()

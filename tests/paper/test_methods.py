@@ -62,7 +62,7 @@ def results(tmp_path):
 
 def test_choices_are_known_and_judged(results):
     groups, _ = group_runs(load([results / "runs" / "methods"]))
-    assert {methods.cell_of(g) for g in groups} == {
+    assert {methods.cell_of(g.first, methods.part("digits_dvs")) for g in groups} == {
         ("", "baseline"), ("initial", "imp"), ("initial", "half"), ("initial", "constant"), ("neuron", "psn"), ("loss", "tks"), None,
     }  # fmt: skip
     write_json(
