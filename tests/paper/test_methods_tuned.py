@@ -1,0 +1,47 @@
+"""scripts/study.py methods_tuned: the validation part chooses each learning rate, and final runs at that rate are judged."""
+
+import numpy as np
+import pytest
+from fake_runs import fake_run
+from scripts_of_ours import script
+
+from studies import methods_tuned as study
+
+main, collect = script("study").main, script("make_tables").collect
+CHOICES = {study.BASELINE: (), ("neuron", "if"): ("neuron=if",), ("neuron", "psn"): ("neuron=psn",)}
+
+
+def test_rates_are_chosen_and_final_runs_judged(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    with pytest.raises(study.UserError, match="events is not tuned"):
+        next(study.commands(["events"], 2))
+    part, runs, rng = study.PARTS["events"], tmp_path / "runs_here", np.random.default_rng(0)
+
+    def run(own, lr, seed, acc, final, **more):
+        words = (
+            "dataset=fashion_mnist_dvs",
+            "neuron=lif",
+            "loss=tet",
+            *own,
+            "model=small",
+            "timesteps=5",
+            f"recipe.lr={lr}",
+        )
+        fake_run(runs, *words, seed=seed, acc=acc, n_test=1000, folder="-".join([*own, lr, str(seed)]), extra={"n_val": 0 if final else 80}, **more)  # fmt: skip
+
+    for cell, own in CHOICES.items():
+        for lr, seed in ((lr, seed) for lr in part.rates() for seed in study.TUNING_SEEDS):
+            val = 0.9 - 0.1 * (lr != ("0.015" if own else "0.005")) + 0.04 * (seed - 100)
+            run(own, lr, seed, 0.99, False, val_acc=val)
+        for seed in range(8):
+            run(own, "0.015" if own else "0.005", seed, 0.7 + 0.1 * (cell[1] == "if") + 0.002 * rng.integers(5), True)
+            run(own, "0.00167", seed, 0.2, True)  # not the chosen rate: not judged
+    collect([runs], tmp_path / "runs", study.NAME)
+    assert study.chosen_rates("events", tmp_path) == dict(zip(CHOICES, ("0.005", "0.015", "0.015"), strict=True))
+    words = list(study.commands(["events"], 2))
+    assert ["seed=0" in w for w in words] == [True, True, False, False] and "neuron=if,psn" in words[1]
+    seeds, judged = study.judge(study.final("events", tmp_path), {})
+    assert seeds == list(range(8)) and {c: v.word for c, v in judged["readout"].items()}["neuron", "if"] == "better"
+    assert main(["methods_tuned", "report", "--results", str(tmp_path)]) == 0
+    text = (tmp_path / "methods_tuned.md").read_text()
+    assert "**readout**: better: neuron=if; worse: none" in text and "| if | 3* |" in text and "Tuned: 3 of 41" in text
