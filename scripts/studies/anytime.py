@@ -311,7 +311,7 @@ def coverage(found: dict[tuple[str, str, str], Seeds]) -> list[str]:
         Column("verdict", "guarantee"),
     ]
     notes = [
-        f"{len(found)} rows of {' to '.join(map(str, sorted({*map(len, found.values())})))} seeds; promised: {100 * (1 - DELTA):g} % at"
+        f"{len(found)} rows of {', '.join(map(str, sorted({*map(len, found.values())})))} seeds; promised: {100 * (1 - DELTA):g} % at"
         f" least; it fails above {bound} failures, the 97.5 % quantile of the binomial distribution"
     ]
     return [to_markdown(Table("", columns, rows, notes))]
