@@ -63,6 +63,7 @@ class Part(NamedTuple):
     overrides: tuple[str, ...]
     about: str
     against: tuple[tuple[str, str], ...]
+    model: str = "small"
 
 
 _TO_ZERO = tuple((state, "zero") for state in STATES if state != "zero")
@@ -86,6 +87,16 @@ PARTS = {
     "depth": Part(
         "fashion_mnist", "if", ("lts",), DEPTH, _STATIC, _STATIC_SAID,
         tuple((state, other) for state in DEPTH for other in ("zero", "imp")),
+    ),
+    "network": Part(
+        "fashion_mnist", "if", ("sdt", "tet", "lts"),
+        {state: (STATES | LEARNING)[state] for state in ("zero", "constant", "imp", "imp_frozen")},
+        ("model.channels=16", "model.hidden=128", "model.dropout=0", "dataset.train_subset=10000", "recipe.epochs=4",
+         "recipe.optimizer=adamw", "recipe.lr=0.005", "recipe.weight_decay=0.01", "recipe.batch_size=64",
+         "augment.crop_padding=0", "augment.flip=0"),
+        "10,000 training images and all test images of Fashion-MNIST, T=4, PLIF-Net with 16 channels, 4 epochs of AdamW",
+        (("constant", "zero"), ("imp", "zero"), ("imp_frozen", "zero"), ("imp", "constant"), ("imp_frozen", "imp")),
+        "plif_net",
     ),
 }  # fmt: skip
 
@@ -148,7 +159,8 @@ def _chosen(names: Sequence[str], more: Sequence[str]) -> tuple[list[Part], list
     if dataset is not None and dataset not in SETS:
         raise UserError(f"dataset={dataset} does not exist; choose of: {', '.join(SETS)}")
     if not names and dataset is not None:
-        names = [name for name, part in PARTS.items() if SETS[part.dataset].static == SETS[dataset].static]
+        same = [name for name, part in PARTS.items() if SETS[part.dataset].static == SETS[dataset].static]
+        names = [name for name in same if PARTS[name].model == "small"]
     parts = [part_of(name, dataset) for name in names or PARTS]
     for name, part in zip(names or PARTS, parts, strict=True):
         if SETS[part.dataset].static != SETS[PARTS[name].dataset].static:
@@ -168,7 +180,7 @@ def commands(names: Sequence[str], seeds: int, more: Sequence[str] = ()) -> Iter
         losses = [loss for loss in part.losses if not wanted or loss in wanted]
         if not losses:
             continue
-        model = [] if any(word.startswith(("model=", "experiment=")) for word in rest) else ["model=small"]
+        model = [] if any(word.startswith(("model=", "experiment=")) for word in rest) else [f"model={part.model}"]
         for state in part.states.values():
             yield [
                 "python", "-m", "snn_repro.train", "-m", f"dataset={part.dataset}", *model, f"neuron={part.neuron}",
@@ -216,7 +228,10 @@ def measure(results: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     found = _measured(results)
     networks, linear = {_of_network(entry): entry for entry in found["networks"]}, found["linear"]
-    runs = [(result, state) for result in find_results(root) if (state := state_of(result["config"])) is not None]
+    runs = [
+        (result, state) for result in find_results(root)
+        if result["model"] == "small" and (state := state_of(result["config"])) is not None
+    ]  # fmt: skip
 
     def write() -> None:
         lines = ",\n".join(json.dumps(networks[key]) for key in sorted(networks))
@@ -434,11 +449,12 @@ def visible_effect(sd: float, n: int, power: float = 0.8, alpha: float = 0.05) -
 Cells = dict[tuple[str, str], Group]  # (state, loss)
 
 
-def cells(groups: Sequence[Group], dataset: str) -> Cells:
-    """The runs of a data set by state and loss. Raises UserError if two configurations share a cell."""
+def cells(groups: Sequence[Group], dataset: str, model: str = "small") -> Cells:
+    """The runs of a network on a data set by state and loss. Raises UserError if two configurations share a cell."""
     found: Cells = {}
     for group in groups:
-        if group.first["dataset"] == dataset and (state := state_of(group.first["config"])):
+        where = group.first["dataset"], group.first["model"]
+        if where == (dataset, model) and (state := state_of(group.first["config"])):
             if (state, group.first["loss"]) in found:
                 raise UserError(
                     f"{dataset} has two configurations of {state} with {group.first['loss']}; keep one's runs"
@@ -482,7 +498,7 @@ def ran(groups: Sequence[Group]) -> dict[str, Part]:
         for dataset in (part.dataset, *sorted(there - {part.dataset})):
             if SETS[dataset].static == SETS[part.dataset].static and dataset in there:
                 mine = part_of(name, dataset)
-                if any(s in mine.states and loss in mine.losses for s, loss in cells(groups, dataset)):
+                if any(s in mine.states and loss in mine.losses for s, loss in cells(groups, dataset, mine.model)):
                     found[name if dataset == part.dataset else f"{name}, {dataset}"] = mine
     return found
 
@@ -514,7 +530,7 @@ def report(results: Path) -> dict[str, str]:
     if PARTS.keys() & parts.keys():  # else it is about other data sets alone
         parts = PARTS | parts
     for name, part in parts.items():
-        of = cells(groups, part.dataset)
+        of = cells(groups, part.dataset, part.model)
         mine = {key: g for key, g in of.items() if key[0] in part.states and key[1] in part.losses}
         for loss in part.losses:
             if lacking := [state for state in part.states if (state, loss) not in mine]:
@@ -555,6 +571,7 @@ _TITLES = {
     "events": "Events",
     "learning": "Values or learning",
     "depth": "IMP in one layer",
+    "network": "A second network",
 }
 
 
@@ -606,7 +623,7 @@ def _seeds(judged: dict[str, list[Comparison]], groups: Sequence[Group]) -> Tabl
     rows, parts = [], ran(groups)
     for name, comparisons in judged.items():
         part = parts[name]
-        first = compare(name, part, cells(groups, part.dataset), seeds=SEEDS)
+        first = compare(name, part, cells(groups, part.dataset, part.model), seeds=SEEDS)
         for loss in dict.fromkeys(c.loss for c in comparisons):
             spread = [c for c in first if (c.loss, c.measure) == (loss, "readout") and c.n >= SEEDS]
             if spread:

@@ -24,7 +24,7 @@ def draw(results: Path) -> Figure:
     by_part: dict[str, list[study.Comparison]] = {}
     parts = study.ran(groups)
     for name, part in parts.items():
-        judged = study.compare(name, part, study.cells(groups, part.dataset))
+        judged = study.compare(name, part, study.cells(groups, part.dataset, part.model))
         shown = [c for c in judged if c.other == "zero" and c.measure in SHOWN]
         enough = [c for c in shown if c.kind != "too few seeds"]
         if shown:
@@ -58,9 +58,12 @@ def draw(results: Path) -> Figure:
     handles = {label: h for a in figure.axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), map(title, handles), loc="outside upper center", ncols=len(handles))
     drawn = {
-        (parts[name].dataset, s, c.loss) for name, rows in by_part.items() for c in rows for s in (c.state, "zero")
+        (parts[name].dataset, parts[name].model, s, c.loss)
+        for name, rows in by_part.items()
+        for c in rows
+        for s in (c.state, "zero")
     }
-    runs = (r for d, s, loss in drawn for r in study.cells(groups, d)[s, loss].runs)
+    runs = (r for d, model, s, loss in drawn for r in study.cells(groups, d, model)[s, loss].runs)
     what = "state minus zero, mean and 95 % interval, paired over n seeds; grey band: smaller than the margin"
     footnote(figure, what, runs=runs)
     return figure
