@@ -7,6 +7,7 @@ import shutil
 import signal
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -32,8 +33,10 @@ class Seconds(NamedTuple):
 
 
 def one_thread() -> None:
-    """One thread for every library imported from now on, here and in child processes."""
+    """One thread for PyTorch, and for every library imported from now on, here and in child processes."""
     os.environ.update(THREADS)
+    if "torch" in sys.modules:  # it has read the environment
+        sys.modules["torch"].set_num_threads(1)
 
 
 @contextmanager
