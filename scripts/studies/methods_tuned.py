@@ -300,10 +300,12 @@ def _part(name: str, part: Part, results: Path, areas: dict[str, float], measure
     missing = [_said(cell) for cell in part.cells() if cell not in found]
     if len(seeds) < part.seeds or missing:
         yield f"**Not finished.** Tuned: {len(tuning)} of {len(part.cells())}. Seeds that all choices with runs have: {len(seeds)} of {part.seeds}."
-        yield f"Without runs: {', '.join(missing) or 'none'}.\n"
-    yield from _findings(judged)
-    yield "+ better, - worse, = equivalent, ? cannot be said (in brackets the seeds that would decide); 95 % intervals, simultaneous over the choices."
-    yield "Learning rate: times the recipe's; * the last of the three tried.\n"
+        yield f"Without runs: {', '.join(missing) if found else 'all'}.\n"
+    if judged:
+        yield from _findings(judged)
+    if found:
+        yield "+ better, - worse, = equivalent, ? cannot be said (in brackets the seeds that would decide); 95 % intervals, simultaneous over the choices."
+        yield "Learning rate: times the recipe's; * the last of the three tried.\n"
     for axis in dict.fromkeys(axis for axis, _ in found):
         rows = [
             _row(part, cell, found, seeds, tuning, judged, measured.get("steps", {}))
