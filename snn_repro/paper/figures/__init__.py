@@ -23,7 +23,8 @@ from snn_repro.provenance import NUMBERS
 from snn_repro.registry import FIGURES, import_all
 from snn_repro.runs.folder import result_files
 
-OWN_PAGE = {"methods", "methods_tuned", "initial_state", "anytime"}  # large studies with a page and figures of their own
+# large studies with a page and figures of their own
+OWN_PAGE = {"methods", "methods_tuned", "initial_state", "anytime"}
 
 
 class MissingData(UserError):
