@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from scripts_of_ours import script
 
 from studies.figures.imp_overhead import draw_reports
@@ -36,7 +37,9 @@ def program():
 @pytest.mark.slow
 @pytest.mark.parametrize("subject", TITLES)
 def test_every_subject_measures_a_toy_and_writes_its_report(program, subject, tmp_path, capsys):
+    torch.set_num_threads(2)
     assert program.main([subject, "quick=true", "rounds=3", "--output", str(tmp_path)]) == 0
+    assert torch.get_num_threads() == 1
     report = json.loads((tmp_path / f"{subject}.json").read_text())
     text = (tmp_path / f"{subject}.md").read_text()
     assert text.strip() == capsys.readouterr().out.strip()

@@ -16,6 +16,7 @@ from snn_repro.paper.formats import Column, Table, to_markdown
 from snn_repro.paper.results import load
 from snn_repro.paper.statistics import Verdict, verdicts_against_baseline
 from snn_repro.trained.anytime import THRESHOLDS, area
+from studies.methods import SIGNS, difference
 
 SWEEP_DIR = "runs/anytime"
 SEEDS = 8
@@ -212,9 +213,7 @@ def report(results: Path) -> dict[str, str]:
     for name in ("static", "events"):
         for loss in LOSSES:
             for state, verdicts in judge(found, name, loss).items():
-                words = [
-                    f"{v.found.mean:+.2f} ({v.found.low:+.2f} .. {v.found.high:+.2f}) {SIGNS[v.word]}" for v in verdicts
-                ]
+                words = [f"{difference(v)} {SIGNS[v.word]}" for v in verdicts]
                 what = conclusion(verdicts)
                 seeds.append(verdicts[0].found.n)
                 rows.append(dict(part=name, loss=loss, state=state, n=seeds[-1], what=what)
@@ -251,9 +250,6 @@ def report(results: Path) -> dict[str, str]:
         "python scripts/study.py anytime measure", "python scripts/study.py anytime report", "```", "",
     ]  # fmt: skip
     return {"anytime.md": "\n".join(text)}
-
-
-SIGNS = {"better": "+", "worse": "-", "equivalent": "=", "cannot be said": "?"}
 
 
 def saved(found: dict[tuple[str, str, str], Seeds]) -> Table:

@@ -105,6 +105,11 @@ def cells(p: Part) -> Iterator[tuple[str, str]]:
         yield from ((name, choice) for choice in axis.names if choice != base_value(name, p))
 
 
+def said(cell: tuple[str, str]) -> str:
+    """A choice in words: AXIS=CHOICE, or `baseline`."""
+    return "=".join(filter(None, cell))
+
+
 def commands(datasets: Sequence[str], seeds: int, more: Sequence[str] = ()) -> Iterator[list[str]]:
     """The Hydra multiruns, as words: one per data set and group, the baseline first."""
     for dataset in datasets or PARTS:
@@ -170,9 +175,7 @@ def steps(
     for axis, choice in chosen:
         step = _Step(dataset, p, axis, choice, batch)
         ratios = [step.seconds() / base.seconds() for _ in range(rounds + 1)][1:]
-        rows[f"{axis}={choice}" if axis else choice] = dict(
-            step_ratio=plain_statistics.median(ratios), kept_mb=step.kept() / 2**20
-        )
+        rows[said((axis, choice))] = dict(step_ratio=plain_statistics.median(ratios), kept_mb=step.kept() / 2**20)
     return rows
 
 
@@ -333,7 +336,7 @@ def _summary(judged: dict[str, Judged]) -> Iterator[str]:
             any_ = next(iter(its.verdicts.values())).found
             yield f"  A true difference of {detected(any_, len(its.verdicts)):.2f} points is detected with 80 % power."
         rows += [
-            dict(data=dataset, axis=axis, choice=choice, difference=_difference(v), verdict=v.word)
+            dict(data=dataset, axis=axis, choice=choice, difference=difference(v), verdict=v.word)
             for word in ("better", "worse") for axis, choice in words[word] for v in [its.verdicts[axis, choice]]
         ]  # fmt: skip
     if rows:
@@ -417,7 +420,7 @@ def _dataset(groups: Sequence[Group], dataset: str, measured: dict[str, Any]) ->
             if cell in by_cell
         ]
         found.append(Table(axis.title, _COLUMNS, rows))
-    lacking = [f"{axis}={choice}" if axis else choice for axis, choice in cells(p) if (axis, choice) not in by_cell]
+    lacking = [said(cell) for cell in cells(p) if cell not in by_cell]
     best = max((g.last.mean for g in by_cell.values()), default=0.0)
     return Judged(found, verdicts, lacking, best, 100 * measured.get("linear", 0.0))
 
@@ -446,7 +449,7 @@ _COLUMNS = [
 
 def _row(choice: str, group: Group, measured: dict[str, Any], cell: tuple[str, str]) -> dict[str, Any]:
     first, steps = group.first, group.steps()
-    step = measured.get("steps", {}).get(f"{cell[0]}={cell[1]}" if cell[0] else cell[1], {})
+    step = measured.get("steps", {}).get(said(cell), {})
     return dict(
         choice=choice, acc=group.last, n=len(group.runs), step1=steps[0] if steps else None,
         params=f"{first['params_weights'] + first['params_imp']:,}", state=states(first["config"]["neuron"], first["timesteps"]),
@@ -471,11 +474,15 @@ def _verdict(verdict: Verdict | None, cell: tuple[str, str], same: dict[tuple[st
         return dict(difference=None, verdict="too few seeds")
     word = verdict.word if verdict.word in ("equivalent", "cannot be said") else f"**{verdict.word}**"
     return dict(
-        difference=_difference(verdict), verdict=word + f" ({verdict.seeds} seeds)" * (verdict.seeds is not None)
+        difference=difference(verdict), verdict=word + f" ({verdict.seeds} seeds)" * (verdict.seeds is not None)
     )
 
 
-def _difference(verdict: Verdict) -> str:
+SIGNS = {"better": "+", "worse": "-", "equivalent": "=", "cannot be said": "?"}
+
+
+def difference(verdict: Verdict) -> str:
+    """Mean difference with its interval, in points."""
     return f"{verdict.found.mean:+.2f} ({verdict.found.low:+.2f} .. {verdict.found.high:+.2f})"
 
 

@@ -21,7 +21,7 @@ from snn_repro.paper.formats import Column, Table, to_markdown
 from snn_repro.paper.results import load
 from snn_repro.paper.statistics import Summary, Verdict, summary, verdicts_against_baseline
 from studies import methods
-from studies.methods import axes
+from studies.methods import SIGNS, axes, difference, said
 
 NAME = "methods_tuned"
 SWEEP_DIR = f"runs/{NAME}"
@@ -29,13 +29,12 @@ RESULTS = Path(__file__).resolve().parents[2] / "results"
 SEEDS = 10
 TUNING_SEEDS = (100, 101)
 RATES = (1, 1 / 3, 3)  # of the recipe's learning rate; of two that are equally good the first is taken
-SIGNS = {"better": "+", "worse": "-", "equivalent": "=", "cannot be said": "?"}
 BASELINE = ("", "baseline")
 SAME = {("initial", "half"), ("norm", "tdbn")}  # the networks of constant and bn
 
 
 class Part(NamedTuple):
-    """A data set with its baseline. own: overrides of the final runs, tuning: of the tuning runs; choices: None for all."""
+    """A data set with its baseline. tuning: overrides of the tuning runs; choices: None for all of the registries."""
 
     dataset: str
     base: methods.Part
@@ -86,24 +85,27 @@ def commands(names: Sequence[str], seeds: int, more: Sequence[str] = ()) -> Iter
     UserError for another name, and for a part that is not tuned.
     """
     known = [name for part in PARTS for name in (f"tuning_{part}", part)]
+    given = [word for word in more if word.startswith("seed=")]
+    more = [word for word in more if word not in given]
     if unknown := set(names) - set(known):
         raise UserError(f"{min(unknown)} is no part of this study; choose of: {', '.join(known)}")
     for name in names or known:
         part = PARTS[name.removeprefix("tuning_")]
         if name not in PARTS:
+            if given:
+                raise UserError(
+                    f"{given[0]} does not go with {name}, whose seeds are {TUNING_SEEDS[0]} and {TUNING_SEEDS[1]}; leave it out"
+                )
             yield from _sweeps(
                 part, {cell: ",".join(part.rates()) for cell in part.cells()}, part.tuning, TUNING_SEEDS, more
             )
             continue
-        rates = chosen_rates(name, RESULTS)
+        rates = chosen_rates(name, _results(RESULTS))
         if not rates and names:
             raise UserError(f"{name} is not tuned: `study.py {NAME} run tuning_{name}`, then `study.py {NAME} collect`")
-        given = [word for word in more if word.startswith("seed=")]
         own = [int(seed) for word in given for seed in word[5:].split(",")] or range(min(seeds, part.seeds))
         for seed in own:
-            yield from _sweeps(
-                part, rates, (*part.base.overrides, "energy=true"), [seed], [word for word in more if word not in given]
-            )
+            yield from _sweeps(part, rates, (*part.base.overrides, "energy=true"), [seed], more)
 
 
 def _sweeps(
@@ -151,16 +153,16 @@ def tuned(name: str, runs: Sequence[Any]) -> dict[tuple[str, str], dict[str, flo
     return found
 
 
-def chosen_rates(name: str, results: Path) -> dict[tuple[str, str], str]:
+def chosen_rates(name: str, runs: Sequence[Any]) -> dict[tuple[str, str], str]:
     """The learning rate of each choice with all its tuning runs: the one with the highest validation accuracy."""
-    return {cell: max(of, key=lambda rate: of[rate]) for cell, of in tuned(name, _results(results)).items()}
+    return {cell: max(of, key=lambda rate: of[rate]) for cell, of in tuned(name, runs).items()}
 
 
-def final(name: str, results: Path) -> Cells:
+def final(name: str, runs: Sequence[Any]) -> Cells:
     """The final runs at the chosen learning rate."""
-    part, rates = PARTS[name], chosen_rates(name, results)
+    part, rates = PARTS[name], chosen_rates(name, runs)
     found: Cells = {}
-    for run in _results(results):
+    for run in runs:
         cell = methods.cell_of(run, part.base) if run["dataset"] == part.dataset and not run["n_val"] else None
         if cell in rates and f"{run['config']['recipe']['lr']:.3g}" == rates[cell]:
             found.setdefault(cell, {})[run["seed"]] = run
@@ -180,17 +182,19 @@ def measure(results: Path) -> None:
 
     folder = results / "runs" / NAME
     folder.mkdir(parents=True, exist_ok=True)
-    areas = _read(folder / "areas.json")
+    areas, where = _read(folder / "areas.json"), dict[str, list[str]]()
     for run in find_results(Path(SWEEP_DIR)):
+        places = {key: run["config"].get(key) for key in ("data_dir", "cache_dir")}
+        where[run["dataset"]] = [f"{key}={place}" for key, place in places.items() if place]  # as the runs read them
         if run["config_hash"] not in areas and not run["n_val"] and run.get("causal", True):
             areas[run["config_hash"]] = anytime_area(run)
     write_json(folder / "areas.json", dict(sorted(areas.items())))
     steps = _read(folder / "steps.json")
     for name, part in PARTS.items():
-        if name not in steps:
+        if name not in steps and part.dataset in where:
             steps[name] = dict(
                 steps=methods.steps(part.dataset, part.base, part.cells()),
-                linear=methods.linear_baseline(part.dataset, part.base.overrides),
+                linear=methods.linear_baseline(part.dataset, [*part.base.overrides, *where[part.dataset]]),
             )
             write_json(folder / "steps.json", steps)
 
@@ -202,7 +206,7 @@ def anytime_area(run: Any) -> float:
     from snn_repro.build import options
     from snn_repro.losses import build_loss
     from snn_repro.trained import load_run
-    from snn_repro.trained.anytime import RULES, THRESHOLDS, area, judged, point, stops
+    from snn_repro.trained.anytime import anytime
     from snn_repro.trained.evaluate import running_scores
 
     folder = Path(run["folder"])
@@ -210,10 +214,11 @@ def anytime_area(run: Any) -> float:
         logits, labels = torch.from_numpy(file["logits"]).transpose(0, 1), file["label"]
     loss = load_run(folder).config.loss
     scores = running_scores(build_loss(loss.name, **options(loss, "name")), logits).numpy()
-    right, p = judged(dict(readout=scores, labels=labels), "readout")
-    sure, spent = RULES["confidence"](p), np.ones(right.T.shape).cumsum(1)
-    points = [point(stops(sure, threshold), right, spent) for threshold in THRESHOLDS]
-    return float(area([(at["steps"], at["acc"]) for at in points], 1, len(right)) or 0)
+    test = dict(mean=scores, readout=scores, labels=labels, operations=np.ones(scores.shape[1::-1]))
+    rules = anytime(test, None)["rules"]
+    return next(
+        float(rule["area_steps"]) for rule in rules if (rule["rule"], rule["scores"]) == ("confidence", "readout")
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -267,7 +272,7 @@ def judge(found: Cells, areas: dict[str, float]) -> tuple[list[int], Judged]:
 
 def report(results: Path) -> dict[str, str]:
     """`methods_tuned.md` from the collected runs. Raises UserError if there are none."""
-    if not _results(results):
+    if not (runs := _results(results)):
         raise UserError(f"results/runs/{NAME}.jsonl does not exist; use `study.py {NAME} run`, then `collect`")
     areas, steps = (_read(results / "runs" / NAME / file) for file in ("areas.json", "steps.json"))
     text = [
@@ -278,7 +283,7 @@ def report(results: Path) -> dict[str, str]:
         "([design](../docs/studies/methods.md)).", "",
     ]  # fmt: skip
     for name, part in PARTS.items():
-        text += _part(name, part, results, areas, steps.get(name, {}))
+        text += _part(name, part, runs, areas, steps.get(name, {}))
     text += [
         "## Commands", "", "```bash",
         *(f"python scripts/study.py {NAME} {rest}" for rest in ("tuning_events tuning_static", "collect", "events static", "collect", "measure", "report")),
@@ -288,16 +293,18 @@ def report(results: Path) -> dict[str, str]:
     return {f"{NAME}.md": "\n".join(text)}
 
 
-def _part(name: str, part: Part, results: Path, areas: dict[str, float], measured: dict[str, Any]) -> Iterator[str]:
+def _part(
+    name: str, part: Part, runs: Sequence[Any], areas: dict[str, float], measured: dict[str, Any]
+) -> Iterator[str]:
     """Findings and tables of a part."""
-    tuning, found = tuned(name, _results(results)), final(name, results)
+    tuning, found = tuned(name, runs), final(name, runs)
     seeds, judged = judge(found, areas)
     yield f"## {name.capitalize()}\n"
     yield f"Baseline: `neuron={part.base.neuron} loss={part.base.loss}`, batch norm, zero initial state; {part.base.about}."
     if measured:
         yield f"Logistic regression on the same samples: {100 * measured['linear']:.2f} %."
     yield ""
-    missing = [_said(cell) for cell in part.cells() if cell not in found]
+    missing = [said(cell) for cell in part.cells() if cell not in found]
     if len(seeds) < part.seeds or missing:
         yield f"**Not finished.** Tuned: {len(tuning)} of {len(part.cells())}. Seeds that all choices with runs have: {len(seeds)} of {part.seeds}."
         yield f"Without runs: {', '.join(missing) if found else 'all'}.\n"
@@ -319,7 +326,7 @@ def _part(name: str, part: Part, results: Path, areas: dict[str, float], measure
             *(Column(rate, f"lr {rate}", "number") for rate in sorted(part.rates(), key=float)),
         ]
         rows = [
-            dict(choice=_said(cell)) | {rate: f"{acc:.2f}" for rate, acc in of.items()} for cell, of in tuning.items()
+            dict(choice=said(cell)) | {rate: f"{acc:.2f}" for rate, acc in of.items()} for cell, of in tuning.items()
         ]
         yield to_markdown(Table(f"Validation accuracy in tuning, %, {len(TUNING_SEEDS)} seeds", columns, rows))
 
@@ -327,7 +334,7 @@ def _part(name: str, part: Part, results: Path, areas: dict[str, float], measure
 def _findings(judged: Judged) -> Iterator[str]:
     for m in MEASURES:
         if verdicts := judged.get(m.title):
-            words = {word: [_said(cell) for cell, v in verdicts.items() if v.word == word] for word in SIGNS}
+            words = {word: [said(cell) for cell, v in verdicts.items() if v.word == word] for word in SIGNS}
             first = next(iter(verdicts.values())).found
             yield (
                 f"- **{m.title}**: better: {', '.join(words['better']) or 'none'}; worse: {', '.join(words['worse']) or 'none'}; "
@@ -353,23 +360,19 @@ def _row(
     rates = part.rates()
     rate = max(tuning[cell], key=lambda r: tuning[cell][r])
     energy = [found[cell][seed]["energy"] for seed in seeds or found[cell] if found[cell][seed].get("energy")]
-    step = steps.get(_said(cell), {})
+    step = steps.get(said(cell), {})
     acc: Summary | None = summary([100 * found[cell][seed]["acc_last"] for seed in seeds]) if seeds else None
     return dict(
         choice=cell[1], lr=f"{float(rate) / float(rates[0]):.2g}" + "*" * (rate != rates[0]), acc=acc,
-        **{m.title: _difference(judged.get(m.title, {}).get(cell)) for m in MEASURES},
+        **{m.title: _in_sign(judged.get(m.title, {}).get(cell)) for m in MEASURES},
         synops=f"{fmean(e['synops'] for e in energy) / 1e3:.1f}" if energy else None,
         macs=f"{fmean(e['macs'] for e in energy) / 1e3:.1f}" if energy else None,
         time=step.get("step_ratio"), kept=step.get("kept_mb"),
     )  # fmt: skip
 
 
-def _difference(v: Verdict | None) -> str | None:
+def _in_sign(v: Verdict | None) -> str | None:
     if v is None:
         return None
     needed = f" ({v.seeds})" * (v.seeds is not None)
-    return f"{v.found.mean:+.2f} ({v.found.low:+.2f} .. {v.found.high:+.2f}) {SIGNS[v.word]}{needed}"
-
-
-def _said(cell: tuple[str, str]) -> str:
-    return "=".join(cell) if cell[0] else cell[1]
+    return f"{difference(v)} {SIGNS[v.word]}{needed}"

@@ -12,18 +12,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from snn_repro.paper import statistics as s
-from snn_repro.paper.statistics import (
-    equivalence,
-    holm,
-    mcnemar,
-    paired,
-    pairs_needed,
-    power_to_exclude,
-    power_to_see,
-    sign_flip,
-    summary,
-    wilson,
-)  # fmt: skip
 from studies.initial_state import visible_effect
 
 ROOT = Path(__file__).parents[2]
@@ -31,15 +19,15 @@ values = st.lists(st.floats(0, 100), min_size=2, max_size=8)
 
 
 def test_summary_is_the_textbook_t_interval():
-    s = summary([94.0, 95.0, 96.0, 97.0, 98.0])
-    assert s.mean == 96.0 and s.n == 5 and s.sd == pytest.approx(math.sqrt(2.5))
+    found = s.summary([94.0, 95.0, 96.0, 97.0, 98.0])
+    assert found.mean == 96.0 and found.n == 5 and found.sd == pytest.approx(math.sqrt(2.5))
     half = 2.7764451051977987 * math.sqrt(2.5 / 5)  # t(0.975, 4)
-    assert (s.low, s.high) == pytest.approx((96 - half, 96 + half))
+    assert (found.low, found.high) == pytest.approx((96 - half, 96 + half))
 
 
 def test_pages_promise_the_power_that_there_is():
     honest, rule = ((ROOT / page).read_text("utf-8") for page in ("docs/honest.md", "results/methods.md"))
-    assert [f"{power_to_see(1, 1, n):.2f}" for n in (5, 3)] == ["0.40", "0.18"]
+    assert [f"{s.power_to_see(1, 1, n):.2f}" for n in (5, 3)] == ["0.40", "0.18"]
     assert [round(visible_effect(1, n), 1) for n in (5, 3)] == [1.7, 3.3]
     assert "| 5 | 40 % | 1.7 sd |" in honest and "| 3 | 18 % | 3.3 sd |" in honest
     least = stats.t.ppf(1 - 0.05 / 37 / 2, 2) / 3**0.5
@@ -57,16 +45,16 @@ def test_findings_quote_their_reports():
 
 
 def test_one_value_has_no_spread():
-    assert summary([3.5]) == (3.5, None, 1, None, None)
-    assert paired([1.0], [2.5]) == (1.5, None, 1, None, None, None, None)
+    assert s.summary([3.5]) == (3.5, None, 1, None, None)
+    assert s.paired([1.0], [2.5]) == (1.5, None, 1, None, None, None, None)
 
 
 @pytest.mark.parametrize(
     "call, said",
     [
-        *((lambda bad=bad: summary(bad), "finite numbers") for bad in ([], [1.0, float("nan")], [[1.0, 2.0]])),
-        (lambda: paired([1, 2], [1, 2, 3]), "got 2 and 3"), (lambda: mcnemar([True], [True, False]), "same samples"),
-        (lambda: holm([1.5]), "0..1"), (lambda: equivalence([1, 2], [2, 3], 0), "margin=0"),
+        *((lambda bad=bad: s.summary(bad), "finite numbers") for bad in ([], [1.0, float("nan")], [[1.0, 2.0]])),
+        (lambda: s.paired([1, 2], [1, 2, 3]), "got 2 and 3"), (lambda: s.mcnemar([True], [True, False]), "same samples"),
+        (lambda: s.holm([1.5]), "0..1"), (lambda: s.equivalence([1, 2], [2, 3], 0), "margin=0"),
     ],
 )  # fmt: skip
 def test_what_is_no_sample_is_an_error(call, said):
@@ -76,15 +64,15 @@ def test_what_is_no_sample_is_an_error(call, said):
 
 @given(values)
 def test_summary_agrees_with_scipy(x):
-    s = summary(x)
-    if s.sd > 1e-6:
+    found = s.summary(x)
+    if found.sd > 1e-6:
         expected = stats.ttest_1samp(x, 0).confidence_interval(0.95)
-        assert (s.low, s.high) == pytest.approx((expected.low, expected.high), rel=1e-9, abs=1e-9)
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-9, abs=1e-9)
 
 
 def test_paired_agrees_with_scipy():
     a, b = [90.1, 91.2, 89.7, 90.6, 90.9], [91.0, 91.9, 90.9, 91.1, 91.2]
-    p, expected = paired(a, b), stats.ttest_rel(b, a)
+    p, expected = s.paired(a, b), stats.ttest_rel(b, a)
     assert p.p == pytest.approx(expected.pvalue)
     assert (p.low, p.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
     assert p.p_sign_flip == 2 / 32  # all five differences are positive: the smallest p that five pairs allow
@@ -95,8 +83,8 @@ def test_paired_agrees_with_scipy():
 
 
 def test_pairs_without_spread_are_left_to_the_exact_test():
-    assert paired([1, 2, 3], [1, 2, 3])[-2:] == (1.0, 1.0)
-    same = paired([0.1, 0.2, 0.3], [0.6, 0.7, 0.8])  # each + 0.5 but for rounding: the t statistic means nothing
+    assert s.paired([1, 2, 3], [1, 2, 3])[-2:] == (1.0, 1.0)
+    same = s.paired([0.1, 0.2, 0.3], [0.6, 0.7, 0.8])  # each + 0.5 but for rounding: the t statistic means nothing
     assert same.mean == pytest.approx(0.5) and same.p == same.p_sign_flip == 0.25
 
 
@@ -105,33 +93,33 @@ def test_pairs_without_spread_are_left_to_the_exact_test():
 def test_sign_flip_counts_every_pattern(d):
     extreme = [abs(np.dot(signs, d)) for signs in itertools.product((1, -1), repeat=len(d))]
     expected = sum(e >= abs(sum(d)) - 1e-11 for e in extreme) / 2 ** len(d)
-    assert sign_flip(d) == pytest.approx(expected)
-    assert sign_flip(d) == sign_flip([-x for x in d])
-    assert sign_flip([1.0] * 17) is None and sign_flip([1.0] * 16) == 2 / 2**16
+    assert s.sign_flip(d) == pytest.approx(expected)
+    assert s.sign_flip(d) == s.sign_flip([-x for x in d])
+    assert s.sign_flip([1.0] * 17) is None and s.sign_flip([1.0] * 16) == 2 / 2**16
 
 
 def test_mcnemar_by_hand():
     a = [True] * 60 + [True] * 2 + [False] * 9 + [False] * 29
     b = [True] * 60 + [False] * 2 + [True] * 9 + [False] * 29
-    assert mcnemar(a, b) == pytest.approx(2 * sum(math.comb(11, k) for k in range(3)) / 2**11)  # 0.0654
-    assert mcnemar(b, a) == mcnemar(a, b) and mcnemar([True, False], [True, False]) == 1
+    assert s.mcnemar(a, b) == pytest.approx(2 * sum(math.comb(11, k) for k in range(3)) / 2**11)  # 0.0654
+    assert s.mcnemar(b, a) == s.mcnemar(a, b) and s.mcnemar([True, False], [True, False]) == 1
 
 
 def test_wilson_known_values():
-    assert wilson(0, 10) == pytest.approx((0.0, 0.27753279))
+    assert s.wilson(0, 10) == pytest.approx((0.0, 0.27753279))
     k, n, z = 878, 1000, stats.norm.ppf(0.975)
     centre, half = (k + z**2 / 2) / (n + z**2), z / (n + z**2) * math.sqrt(k * (n - k) / n + z**2 / 4)
-    assert wilson(k, n) == pytest.approx((centre - half, centre + half))
+    assert s.wilson(k, n) == pytest.approx((centre - half, centre + half))
 
 
 def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+    assert s.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert s.holm([0.9, 0.8]) == [1.0, 1.0] and s.holm([]) == []
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=10))
 def test_holm_never_helps_and_keeps_the_order(p):
-    adjusted = holm(p)
+    adjusted = s.holm(p)
     assert all(q >= x for q, x in zip(adjusted, p, strict=True)) and max(adjusted) <= 1
     ranks = np.argsort(p, kind="stable")
     assert all(np.diff(np.array(adjusted)[ranks]) >= 0)
@@ -143,31 +131,31 @@ def test_equivalence_is_two_one_sided_tests():
     b = a + rng.normal(0.1, 0.2, 8)
     above = stats.ttest_1samp(b - a, -0.5, alternative="greater").pvalue
     below = stats.ttest_1samp(b - a, 0.5, alternative="less").pvalue
-    assert equivalence(a, b, 0.5) == pytest.approx(max(above, below), rel=1e-9)
-    assert equivalence(a, a + 0.1, 0.5) == 0 and equivalence(a, a + 0.6, 0.5) > 0.5
-    assert equivalence([1.0], [1.0], 0.5) is None
+    assert s.equivalence(a, b, 0.5) == pytest.approx(max(above, below), rel=1e-9)
+    assert s.equivalence(a, a + 0.1, 0.5) == 0 and s.equivalence(a, a + 0.6, 0.5) > 0.5
+    assert s.equivalence([1.0], [1.0], 0.5) is None
 
 
 def test_power_is_how_often_a_simulated_study_sees_it():
     rng = np.random.default_rng(1)
     sd, n = 0.4, 6
-    for shift, of in ((0.6, power_to_see), (0.0, power_to_exclude)):
+    for shift, of in ((0.6, s.power_to_see), (0.0, s.power_to_exclude)):
         d = rng.normal(shift, sd, (1000, n))
         zero = np.zeros(n)
-        p = [paired(zero, x).p if shift else equivalence(zero, x, 0.5) for x in d]
+        p = [s.paired(zero, x).p if shift else s.equivalence(zero, x, 0.5) for x in d]
         assert np.mean(np.array(p) < 0.05) == pytest.approx(of(0.6 if shift else 0.5, sd, n), abs=0.05)
 
 
 def test_pairs_needed_and_what_can_be_seen_go_together():
     # Machin et al.: a paired t-test of an effect of one sd needs 10 pairs for a power of 80 %
-    assert pairs_needed(1.0, 1.0) == 10
+    assert s.pairs_needed(1.0, 1.0) == 10
     assert visible_effect(1.0, 10) == pytest.approx(1.0, abs=0.02)
     for n in (2, 3, 5, 100):  # scipy's lower tail is NaN far out
-        powers = [power_to_see(effect, 0.46, n) for effect in np.linspace(0, 20, 100)]
+        powers = [s.power_to_see(effect, 0.46, n) for effect in np.linspace(0, 20, 100)]
         assert np.all(np.diff(powers) > -1e-9) and powers[0] == pytest.approx(0.05) and powers[-1] > 0.99
-        assert power_to_see(visible_effect(0.46, n), 0.46, n) == pytest.approx(0.8)
-    assert pairs_needed(1.0, 1.0, exclude=True) > 10
-    assert pairs_needed(1e-6, 1.0) == 1000 and visible_effect(0.0, 5) == 0
+        assert s.power_to_see(visible_effect(0.46, n), 0.46, n) == pytest.approx(0.8)
+    assert s.pairs_needed(1.0, 1.0, exclude=True) > 10
+    assert s.pairs_needed(1e-6, 1.0) == 1000 and visible_effect(0.0, 5) == 0
 
 
 @pytest.mark.parametrize(("m", "n"), [(1, 3), (4, 6), (35, 8)])
