@@ -645,7 +645,9 @@ def _seeds(judged: dict[str, list[Comparison]], groups: Sequence[Group]) -> Tabl
     ]  # fmt: skip
     said = f"sd: of the readout's differences over the first {SEEDS} seeds; above {SPREAD} points the design asks for {MORE_SEEDS} more seeds"
     power = f"would see, and exclude: with a power of {POWER:.0%}, for a single comparison at that sd; Holm's correction needs more seeds"
-    return Table("", columns, rows, [said, power])
+    late = "seeds beyond those that the design asks for were run because the first ones did not decide: verdicts that need them are exploratory"
+    added = any(int(str(row["n"]).split()[-1]) > int(str(row["asked"])) for row in rows)
+    return Table("", columns, rows, [said, power, *[late] * added])
 
 
 def _cut_seeds(judged: dict[str, list[Comparison]], groups: Sequence[Group]) -> list[str]:
@@ -797,7 +799,8 @@ def _summary(judged: dict[str, list[Comparison]], parts: dict[str, Part]) -> Ite
         columns += [Column(key, MEASURES[key].title, "number") for key in _ACCURACIES]
         yield "\n" + to_markdown(Table("", columns, list(rows.values()), [f"95 % interval in brackets; {_SIGNS}"]))
     unknown = sum(c.kind in ("unknown", "too few seeds") for c in accuracy)
-    yield f"**Not known.** {unknown} of all {len(accuracy)} comparisons of accuracy cannot be decided with these seeds. Other networks, data sets of the"
+    others = "D" if "network" in judged else "Other networks, d"
+    yield f"**Not known.** {unknown} of all {len(accuracy)} comparisons of accuracy cannot be decided with these seeds. {others}ata sets of the"
     yield "paper's size and longer training were not studied. The events are emulated from images.\n"
 
 
