@@ -91,12 +91,12 @@ PARTS = {
     "network": Part(
         "fashion_mnist", "if", ("sdt", "tet", "lts"),
         {state: (STATES | LEARNING)[state] for state in ("zero", "constant", "imp", "imp_frozen")},
-        ("model.channels=16", "model.hidden=128", "model.dropout=0", "dataset.train_subset=10000", "recipe.epochs=4",
+        ("model.width=8", "dataset.train_subset=10000", "recipe.epochs=4",
          "recipe.optimizer=adamw", "recipe.lr=0.005", "recipe.weight_decay=0.01", "recipe.batch_size=64",
          "augment.crop_padding=0", "augment.flip=0"),
-        "10,000 training images and all test images of Fashion-MNIST, T=4, PLIF-Net with 16 channels, 4 epochs of AdamW",
+        "10,000 training images and all test images of Fashion-MNIST, T=4, VGGSNN with an eighth of its widths, 4 epochs of AdamW",
         (("constant", "zero"), ("imp", "zero"), ("imp_frozen", "zero"), ("imp", "constant"), ("imp_frozen", "imp")),
-        "plif_net",
+        "vggsnn",
     ),
 }  # fmt: skip
 

@@ -279,7 +279,7 @@ ADDED: dict[str, Any] = {
     "neuron.decay_input": True, "augment.eventdrop_area": "rectangle", "augment.eventmix": 0.0, "augment.eventmix_prob": 1.0,
     "neuron.initial": "zero", "neuron.initial_value": 0.5, "neuron.initial_layers": None, "augment.rpg_drop": 0.0, "augment.rpg_mix": 0.0, "augment.rpg_relevance": "slrp", "model.stem_pool": "avg",
     "dataset.decoder": "pil", "recipe.class_balanced": False, "model.conv_init": "torch", "model.pool": "max", "model.unpooled": 0,
-    "model.spiking_output": True, "model.init": "torch", "recipe.lr_per": None,
+    "model.spiking_output": True, "model.init": "torch", "model.width": 64, "recipe.lr_per": None,
 }  # fmt: skip
 
 # Removed or renamed keys. Every configuration had them, with these defaults (or another key's value); they stay in the hash

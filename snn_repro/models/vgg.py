@@ -92,21 +92,22 @@ class VGG(SpikingNetwork):
 CONV_INIT = Setting("torch", "fan_out: N(0, sqrt(2 / (9 outputs))), bias 0", choices=("torch", "fan_out"))
 HEAD_INIT = replace(blocks.HEAD_INIT, default=None)
 DROPOUT = Setting(0.25, "dropout before the classifier", low=0, below=1)
+WIDTH = Setting(64, "width of the first convolution; all are scaled with it", "channels", low=1)
 
 
-@register_network("vggsnn", {"norm": NORM}, "vggsnn", VGG48_PLAN)
+@register_network("vggsnn", {"norm": NORM, "width": WIDTH}, "vggsnn", VGG48_PLAN)
 class VGGSNN(VGG):
     """VGGSNN (Deng et al., ICLR 2022), for frames of at least 16x16 pixels.
 
     64 128 | 256 256 | 512 512 | 512 512 | flatten, linear: the plan of vgg48 with plain batch norm and no dropout, 9.27
-    M weights at 48x48 pixels and 10 classes. Dropout of a subclass draws a mask per time step that reaches it: one with
-    last_step=True, T without, so these masks differ.
+    M weights at 48x48 pixels and 10 classes. width=8 divides all widths by 8. Dropout of a subclass draws a mask per time step that reaches it: one
+    with last_step=True, T without, so these masks differ.
     """
 
     kaiming = True
 
-    def __init__(self, name: str, plan, *, num_classes, dropout=0.0, **given):
-        super().__init__(name, plan, **given)
+    def __init__(self, name: str, plan, *, num_classes, dropout=0.0, width=64, **given):
+        super().__init__(name, [n if n == POOL else n * width // 64 for n in plan], **given)
         if self.kaiming:
             kaiming(self)
         self.dropout = nn.Dropout(dropout)

@@ -72,9 +72,6 @@ def frames(name, batch=2, seed=1):
     return 2 * torch.rand(timesteps, batch, *shape, generator=torch.Generator().manual_seed(seed))
 
 
-# published sizes
-
-
 @pytest.mark.parametrize(
     ("name", "classes", "shape", "options", "weights", "published"),
     [
@@ -88,6 +85,7 @@ def frames(name, batch=2, seed=1):
         # Dspike prints 138.42 M for its VGG-16, whose layers it does not list; torchvision's has 138.37.
         ("vgg16", 1000, (3, 224, 224), {}, 138_365_992, 138.37),
         ("vggsnn", 10, (2, 48, 48), {}, 9_271_498, 9.27),
+        ("vggsnn", 10, (1, 28, 28), dict(width=8), 145_754, 0.15),  # ours, by hand
         ("snn7", 10, (3, 32, 32), {}, 2_379_866, 2.38),
         ("wide_7b", 10, (2, 128, 128), {}, 1_192_202, 1.19),
         ("tcja", 101, (2, 180, 240), dict(timesteps=14), 21_907_096, 21.91),
