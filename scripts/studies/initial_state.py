@@ -547,6 +547,7 @@ def report(results: Path) -> dict[str, str]:
     text += [*_summary(judged, parts), "## How a verdict is reached\n", RULE]
     glances = [to_markdown(_glance(name, judged[name])) for name in judged if judged[name]]
     text += ["## At a glance\n", *glances] if glances else []
+    text += [to_markdown(_both(judged))] if judged.get("network") else []
     verdicts = [to_markdown(_by_verdict(name, judged[name])) for name in judged if judged[name]]
     text += ["## What holds, what does not, and what cannot be said\n", *verdicts, *body]
     text += [f"![{name}](figures/{name}.svg)\n" for name in FIGURES if (results / "figures" / f"{name}.svg").exists()]
@@ -707,6 +708,35 @@ def _glance(name: str, judged: Sequence[Comparison]) -> Table:
     return Table(_title(name), columns, rows, [f"mean difference and verdict: {_SIGNS}"])
 
 
+def _both(judged: dict[str, list[Comparison]]) -> Table:
+    """Differences at step 1 in both networks; the finding holds if every non-zero start is higher than zero and IMP not higher than constant."""
+    pairs = [pair for pair in PARTS["network"].against if pair[0] != "imp_frozen" or pair[1] == "zero"]
+    small, second = (
+        {(c.loss, c.state, c.other): c for name in names for c in judged.get(name, ()) if c.measure == "first"}
+        for names in (("learning", "static"), ("network",))
+    )
+    rows = []
+    for loss in PARTS["network"].losses:
+        of = {pair: [found.get((loss, *pair)) for found in (small, second)] for pair in pairs}
+        there = {(pair, c.kind == "more") for pair, both in of.items() for c in both if c}
+        denied = [pair for pair, higher in there if higher != (pair[1] == "zero")]
+        lacking = any(None in both for both in of.values())
+        said = "no" if denied else "a part was not run" if lacking else "yes"
+        for pair, both in of.items():
+            first, other = (f"{c.mean:+.1f} {_MARKS[c.kind]}" if c else None for c in both)
+            rows.append(dict(loss=loss, what=" - ".join(pair), small=first, second=other, holds=said))
+    columns = [
+        Column("loss", "loss"), Column("what", "difference at step 1, points"), Column("small", "small", "number"),
+        Column("second", "second network", "number"), Column("holds", "finding holds in both"),
+    ]  # fmt: skip
+    return Table(
+        "Both networks",
+        columns,
+        rows,
+        [f"{_SIGNS}; the finding: constant, IMP and frozen IMP are +, and IMP is not + against constant"],
+    )
+
+
 def _differences(judged: Sequence[Comparison], part: Part) -> list[Table]:
     columns = [
         Column("loss", "loss"), Column("what", "state"), Column("other", "against"),
@@ -776,7 +806,8 @@ def _summary(judged: dict[str, list[Comparison]], parts: dict[str, Part]) -> Ite
     yield "## Summary\n"
     yield "**Question.** What does an initial membrane potential other than zero change, at which time step and under which loss, and must it be"
     yield "learned?\n"
-    yield "**Design.** One small network (36,000 weights) is trained with every initial state and loss, on two CPU cores. Differences are paired"
+    second = "; `network` is a second one" if "network" in judged else ""
+    yield f"**Design.** One small network (36,000 weights{second}) is trained with every initial state and loss, on two CPU cores. Differences are paired"
     yield f"over {' or '.join(map(str, sorted({c.n for c in accuracy})))} seeds. The margins were fixed before ([design](../docs/studies/initial_state.md)).\n"
     for about in dict.fromkeys(parts[name].about for name in judged):
         yield f"- {', '.join(name for name in judged if parts[name].about == about)}: {about}"
@@ -789,6 +820,12 @@ def _summary(judged: dict[str, list[Comparison]], parts: dict[str, Part]) -> Ite
             seen = sum(c.p < ALPHA and c.n >= SEEDS for c in mine[pair])
             small = sum(c.kind == "none" for c in mine[pair])
             yield f"- {_HEADLINES[pair]}: of {len(mine[pair])} differences in accuracy, {seen} are seen; {small} are below the margin."
+    if judged.get("network"):
+        of = {row["loss"].upper(): row["holds"] for row in _both(judged).rows}
+        words_ = (
+            f"{said} with {', '.join(loss for loss in of if of[loss] == said)}" for said in dict.fromkeys(of.values())
+        )
+        yield f"- In both networks every start above zero is higher at step 1, and IMP not higher than constant: {'; '.join(words_)}."
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for pair, words in _HEADLINES.items():
         for c in mine[pair]:

@@ -272,9 +272,6 @@ def test_large_outputs_are_on_huge_pages_and_small_ones_are_left_alone(monkeypat
     assert not fused.fresh and all(map(torch.equal, outputs(), found))
 
 
-# an operator of PyTorch
-
-
 def test_one_input_and_one_potential_are_saved():
     x, v0 = noise(4, 8, 100).requires_grad_(), noise(100).requires_grad_()
     saved = []
@@ -383,9 +380,6 @@ def test_auto():
 def test_refusals(settings, message):
     with pytest.raises(UserError, match=message):
         build_neuron(**settings)(torch.zeros(2, 1, 3, dtype=torch.float64))
-
-
-# spikingjelly
 
 
 @pytest.mark.parametrize("surrogate", ["atan", "sigmoid", "triangle"])

@@ -79,9 +79,6 @@ def test_a_detached_teacher_changes_gradients_alone(name):
         torch.testing.assert_close(strong, labels[2])
 
 
-# regularised potentials
-
-
 def small(**options):
     torch.manual_seed(0)
     given = dict(num_classes=10, input_shape=(1, 8, 8), timesteps=3, neuron={"name": "if", "imp": True})
@@ -154,9 +151,6 @@ def test_rmp_is_trainings_alone_and_needs_watching():
         loss.watch(torch.nn.Linear(1, 1))
     with pytest.raises(UserError, match="which neuron=psn does not provide"):
         loss.watch(build_neuron("psn", timesteps=2))
-
-
-# in a run
 
 
 @pytest.mark.parametrize(

@@ -95,9 +95,6 @@ def test_values_and_gradients_are_those_of_a_float64_reference(reference):
     assert one == build_loss("tet")(y[:1], labels)
 
 
-# in a run
-
-
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     words = ["logger.mode=disabled", "recipe.epochs=1", "loss=sdt", "debug.max_steps=8", "debug.max_eval_batches=1"]

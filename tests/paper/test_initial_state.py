@@ -90,7 +90,7 @@ def test_the_report_says_all_of_it_and_draws_it(results, capsys):
         "Fixed before any run",
         "## At a glance",
         "What holds, what does not",
-        "## Static images\n\nFashion",
+        "## Static images\n\nF",
     )
     assert sorted(order, key=text.index) == [*order]
     glance = text[text.index("## At a glance") : text.index("What holds")]
@@ -115,6 +115,21 @@ def test_the_report_says_all_of_it_and_draws_it(results, capsys):
     (results / "figures" / "initial_state_steps.svg").write_text("<svg/>")
     assert main(["initial_state", "report", "--check", "--results", str(results)]) == 1
     assert "initial_state_steps.svg" in capsys.readouterr().err
+
+
+def test_a_finding_holds_in_both_networks_or_not():
+    pairs = [("constant", "zero"), ("imp", "zero"), ("imp_frozen", "zero"), ("imp", "constant")]
+
+    def judged(*means):  # at step 1; seen unless 0
+        of = zip(pairs, means, strict=False)
+        return [
+            study.Comparison("", "lts", *p, "first", 8, m, m - 1, m + 1, 1.0, 0.01 if m else 0.9, 0.9) for p, m in of
+        ]
+
+    lacking = "a part was not run"
+    for second, holds in (((5, 5, 5, 0), "yes"), ((5, 0, 5, 0), "no"), ((5, 5, 5, 3), "no"), ((5, 5, 5), lacking)):
+        rows = study._both({"static": judged(9, 9, 9, 0), "network": judged(*second)}).rows
+        assert {(row["loss"], row["holds"]) for row in rows} == {("lts", holds), ("sdt", lacking), ("tet", lacking)}
 
 
 def test_the_cheapest_exit_keeps_accuracy_within_a_point():
