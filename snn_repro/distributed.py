@@ -83,6 +83,7 @@ def start(device: str = "auto") -> World:
         "cpu:gloo,cuda:nccl" if gpu else "gloo", store=dist.PrefixStore("group", _store), rank=here.rank,
         world_size=here.size,
     )  # fmt: skip
+    largest(0)  # until all are in, none goes on: one that fails at once would take the store from those that still join
     atexit.register(_leave)
     return here
 
