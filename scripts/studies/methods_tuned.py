@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -49,8 +50,12 @@ class Part(NamedTuple):
 
     def rates(self) -> list[str]:
         """The three learning rates, the recipe's first."""
-        base = load_config([f"dataset={self.dataset}", "model=small", *self.base.overrides]).recipe.lr
-        return [f"{base * rate:.3g}" for rate in RATES]
+        return [f"{_recipe_lr(self.dataset, self.base.overrides) * rate:.3g}" for rate in RATES]
+
+
+@cache
+def _recipe_lr(dataset: str, overrides: tuple[str, ...]) -> float:
+    return load_config([f"dataset={dataset}", "model=small", *overrides]).recipe.lr
 
 
 PARTS = {
