@@ -718,10 +718,14 @@ def _both(judged: dict[str, list[Comparison]]) -> Table:
     rows = []
     for loss in PARTS["network"].losses:
         of = {pair: [found.get((loss, *pair)) for found in (small, second)] for pair in pairs}
-        there = {(pair, c.kind == "more") for pair, both in of.items() for c in both if c}
-        denied = [pair for pair, higher in there if higher != (pair[1] == "zero")]
-        lacking = any(None in both for both in of.values())
-        said = "no" if denied else "a part was not run" if lacking else "yes"
+        there = [(pair, c) for pair, both in of.items() for c in both if c]
+        enough = [(pair, c) for pair, c in there if c.n >= SEEDS]
+        if any((c.kind == "more") != (pair[1] == "zero") for pair, c in enough):
+            said = "no"
+        elif len(enough) < len(there):
+            said = "too few seeds"
+        else:
+            said = "yes" if len(there) == 2 * len(pairs) else "a part was not run"
         for pair, both in of.items():
             first, other = (f"{c.mean:+.1f} {_MARKS[c.kind]}" if c else None for c in both)
             rows.append(dict(loss=loss, what=" - ".join(pair), small=first, second=other, holds=said))

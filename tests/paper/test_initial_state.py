@@ -120,16 +120,16 @@ def test_the_report_says_all_of_it_and_draws_it(results, capsys):
 def test_a_finding_holds_in_both_networks_or_not():
     pairs = [("constant", "zero"), ("imp", "zero"), ("imp_frozen", "zero"), ("imp", "constant")]
 
-    def judged(*means):  # at step 1; seen unless 0
-        of = zip(pairs, means, strict=False)
-        return [
-            study.Comparison("", "lts", *p, "first", 8, m, m - 1, m + 1, 1.0, 0.01 if m else 0.9, 0.9) for p, m in of
-        ]
+    def judged(*means, n=8):  # at step 1; seen unless 0
+        head = [("", "lts", *pair, "first", n) for pair in pairs]
+        return [study.Comparison(*h, m, m - 1, m + 1, 1.0, 0.9 - 0.89 * (m > 0), 0.9) for h, m in zip(head, means)]  # noqa: B905
 
     lacking = "a part was not run"
     for second, holds in (((5, 5, 5, 0), "yes"), ((5, 0, 5, 0), "no"), ((5, 5, 5, 3), "no"), ((5, 5, 5), lacking)):
         rows = study._both({"static": judged(9, 9, 9, 0), "network": judged(*second)}).rows
         assert {(row["loss"], row["holds"]) for row in rows} == {("lts", holds), ("sdt", lacking), ("tet", lacking)}
+    rows = study._both({"static": judged(9, 9, 9, 0), "network": judged(5, 0, 5, 0, n=4)}).rows
+    assert [row["holds"] for row in rows if row["loss"] == "lts"] == 4 * ["too few seeds"]
 
 
 def test_the_cheapest_exit_keeps_accuracy_within_a_point():
