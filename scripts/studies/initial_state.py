@@ -721,7 +721,7 @@ def _both(judged: dict[str, list[Comparison]]) -> Table:
         there = [(pair, c) for pair, both in of.items() for c in both if c]
         enough = [(pair, c) for pair, c in there if c.n >= SEEDS]
         if any((c.kind == "more") != (pair[1] == "zero") for pair, c in enough):
-            said = "no"
+            said = "not shown"
         elif len(enough) < len(there):
             said = "too few seeds"
         else:

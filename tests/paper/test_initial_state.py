@@ -124,8 +124,8 @@ def test_a_finding_holds_in_both_networks_or_not():
         head = [("", "lts", *pair, "first", n) for pair in pairs]
         return [study.Comparison(*h, m, m - 1, m + 1, 1.0, 0.9 - 0.89 * (m > 0), 0.9) for h, m in zip(head, means)]  # noqa: B905
 
-    lacking = "a part was not run"
-    for second, holds in (((5, 5, 5, 0), "yes"), ((5, 0, 5, 0), "no"), ((5, 5, 5, 3), "no"), ((5, 5, 5), lacking)):
+    lacking, no = "a part was not run", "not shown"
+    for second, holds in (((5, 5, 5, 0), "yes"), ((5, 0, 5, 0), no), ((5, 5, 5, 3), no), ((5, 5, 5), lacking)):
         rows = study._both({"static": judged(9, 9, 9, 0), "network": judged(*second)}).rows
         assert {(row["loss"], row["holds"]) for row in rows} == {("lts", holds), ("sdt", lacking), ("tet", lacking)}
     rows = study._both({"static": judged(9, 9, 9, 0), "network": judged(5, 0, 5, 0, n=4)}).rows
