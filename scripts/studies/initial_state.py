@@ -733,12 +733,8 @@ def _both(judged: dict[str, list[Comparison]]) -> Table:
         Column("loss", "loss"), Column("what", "difference at step 1, points"), Column("small", "small", "number"),
         Column("second", "second network", "number"), Column("holds", "finding holds in both"),
     ]  # fmt: skip
-    return Table(
-        "Both networks",
-        columns,
-        rows,
-        [f"{_SIGNS}; the finding: constant, IMP and frozen IMP are +, and IMP is not + against constant"],
-    )
+    finding = "the finding: constant, IMP and frozen IMP are +, and IMP is not + against constant"
+    return Table("Both networks", columns, rows, [f"{_SIGNS}; {finding}"])
 
 
 def _differences(judged: Sequence[Comparison], part: Part) -> list[Table]:
