@@ -37,10 +37,10 @@ def code_version() -> dict[str, Any]:
 
 @cache
 def git_state() -> tuple[str | None, bool | None]:
-    """(commit, whether tracked files differ from it); (None, None) outside a repository."""
+    """(commit, whether tracked files differ from it, collected results aside); (None, None) outside a repository."""
     if _git("ls-files", "--error-unmatch", "__init__.py") is None:  # installed: not our repository
         return None, None
-    status = _git("status", "--porcelain", "--untracked-files=no")
+    status = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
     return _git("rev-parse", "HEAD"), None if status is None else bool(status)
 
 

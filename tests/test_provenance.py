@@ -16,17 +16,19 @@ def test_commit_and_dirty_flag_of_the_repository_alone(tmp_path, monkeypatch):
         who = ["-c", "user.name=a", "-c", "user.email=a@b"]
         subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
 
-    package = tmp_path / "snn_repro"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
+    package, collected = tmp_path / "snn_repro", tmp_path / "results/runs.jsonl"
+    for file in (package / "__init__.py", collected):
+        file.parent.mkdir()
+        file.write_text("")
     monkeypatch.setattr(provenance, "PACKAGE", package)
     state = git_state.__wrapped__
     assert state() == (None, None)  # no repository
     git("init", "-q")
     git("commit", "-q", "--allow-empty", "-m", "x")
     assert state() == (None, None)  # a repository around an installed package
-    git("add", "snn_repro/__init__.py")
+    git("add", ".")
     git("commit", "-q", "-m", "y")
+    collected.write_text("a run")
     commit, dirty = state()
     assert len(commit) == 40 and dirty is False
     (package / "__init__.py").write_text("# changed")
