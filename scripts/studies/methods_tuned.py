@@ -312,9 +312,14 @@ def _part(
     missing = [said(cell) for cell in part.cells() if cell not in found]
     if len(seeds) < part.seeds or missing:
         yield f"**Not finished.** Tuned: {len(tuning)} of {len(part.cells())}. Seeds that all choices with runs have: {len(seeds)} of {part.seeds}."
-        yield f"Without runs: {', '.join(missing) if found else 'all'}.\n"
+        if missing:
+            yield f"Without runs: {', '.join(missing) if found else 'all'}."
+        yield "**Verdicts are interim until all seeds are there.**\n" if judged else ""
     if judged:
         yield from _findings(judged)
+        yield "Exploratory, added after four seeds on events: in the early steps, losses that do not train them spread most, and so set the pooled"
+        yield "variance of all. The same without losses:\n"
+        yield from _findings(judge({cell: runs for cell, runs in found.items() if cell[0] != "loss"}, areas)[1])
     if found:
         yield "+ better, - worse, = equivalent, ? cannot be said (in brackets the seeds that would decide); 95 % intervals, simultaneous over the choices."
         yield "Learning rate: times the recipe's; * the last of the three tried.\n"
