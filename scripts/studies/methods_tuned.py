@@ -317,8 +317,8 @@ def _part(
         yield "**Verdicts are interim until all seeds are there.**\n" if judged else ""
     if judged:
         yield from _findings(judged)
-        yield "Exploratory, added after four seeds on events: in the early steps, losses that do not train them spread most, and so set the pooled"
-        yield "variance of all. The same without losses:\n"
+        yield "Exploratory, added after four seeds on events, where losses that do not train the early steps set the pooled variance. The same"
+        yield "without losses:\n"
         yield from _findings(judge({cell: runs for cell, runs in found.items() if cell[0] != "loss"}, areas)[1])
     if found:
         yield "+ better, - worse, = equivalent, ? cannot be said (in brackets the seeds that would decide); 95 % intervals, simultaneous over the choices."
