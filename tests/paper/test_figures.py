@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 
 import matplotlib
@@ -11,6 +12,7 @@ import torch
 from fake_runs import fake_run
 from scripts_of_ours import script
 from test_anytime_study import planted
+from test_methods_tuned import tuned_runs
 
 from snn_repro.paper.figures import accuracy_steps, render, seeds
 from snn_repro.paper.results import group_runs, load
@@ -74,12 +76,8 @@ def results(tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("figures")
     folder = tmp_path / "results"
     silent = dict(code=None)  # as results were before they said by which code
-    for loss in ("sdt", "tet", "lts"):
-        for neuron in ("if", "if_imp"):
-            for seed in range(2):
-                fake_run(
-                    folder / "runs", f"loss={loss}", f"neuron={neuron}", seed=seed, acc=0.8 + 0.05 * seed, extra=silent
-                )
+    for loss, neuron, seed in product(("sdt", "tet", "lts"), ("if", "if_imp"), range(2)):
+        fake_run(folder / "runs", f"loss={loss}", f"neuron={neuron}", seed=seed, acc=0.8 + 0.05 * seed, extra=silent)
     fake_run(folder / "runs", "dataset=digits_dvs", "neuron=lif", "loss=tet_s", extra=silent)
     for words in (["neuron=if"], ["neuron=if_imp"], ["neuron.initial=constant", "neuron=if"]):
         for seed in range(2):
@@ -88,27 +86,22 @@ def results(tmp_path_factory):
                 folder=f"{words[0]}{seed}",
             )  # fmt: skip
     probe = dict(dataset="fashion_mnist", loss="lts", state="imp", seed=0, layers={"sn1": [0.1 * k for k in range(21)]})
-    found = {"linear": {}, "networks": [probe]}
-    (folder / "runs" / "initial_state" / initial_state.MEASURED).write_text(json.dumps(found))
+    found = json.dumps({"linear": {}, "networks": [probe]})
+    (folder / "runs" / "initial_state" / initial_state.MEASURED).write_text(found)
     planted(folder)
+    tuned_runs(folder, tmp_path / "tuned")
     run = tmp_path / "trained"
     fake_run(run, "dataset=digits_dvs", "neuron=lif_imp", "loss=tet_s", folder=".", extra=silent)
     state = {"sn1.imp": torch.linspace(0.3, 0.8, 72).view(2, 6, 6), "fc.weight": torch.zeros(2, 2)}
     checkpoint.save(run, {"model": state})
     (folder / "figures").mkdir()
     learned_imp.measure(folder / "figures" / "learned_imp.json", [run])
-    curves = [
-        dict(timesteps=t, loss=loss, every=5, values=[2.8, 1.0 / t, 0.1])
-        for t in convergence.TIMESTEPS
-        for loss in convergence.LOSSES
-    ]
+    both = product(convergence.TIMESTEPS, convergence.LOSSES)
+    curves = [dict(timesteps=t, loss=loss, every=5, values=[2.8, 1.0 / t, 0.1]) for t, loss in both]
     figures.write_data(folder / "figures" / "convergence.json", dict(command="made up", curves=curves))
     (folder / "benchmarks").mkdir()
-    rows = [
-        dict(timesteps=t, neurons=n, seconds_without=1.0, seconds_with=1.01, seconds_without_again=0.98 + t / 100)
-        for t in (2, 8)
-        for n in (256, 4096)
-    ]
+    took, both = dict(seconds_without=1.0, seconds_with=1.01), product((2, 8), (256, 4096))
+    rows = [dict(took, timesteps=t, neurons=n, seconds_without_again=0.98 + t / 100) for t, n in both]
     report = dict(machine={"processor": "a CPU"}, rounds=21, imp_overhead=rows)
     (folder / "benchmarks" / "cpu.json").write_text(json.dumps(report))
     assert script("make_figures").main(["--results", str(folder)]) == 0

@@ -15,11 +15,9 @@ main, collect = script("study").main, script("make_tables").collect
 CHOICES = {study.BASELINE: (), ("neuron", "if"): ("neuron=if",), ("neuron", "psn"): ("neuron=psn",)}
 
 
-def test_rates_are_chosen_and_final_runs_judged(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(study, "RESULTS", tmp_path)
-    with pytest.raises(study.UserError, match="events is not tuned"):
-        next(study.commands(["events"], 2))
-    part, runs, rng = study.PARTS["events"], tmp_path / "runs_here", np.random.default_rng(0)
+def tuned_runs(results, runs):
+    """Three choices on events, tuned and run: IF is best, and PSN ties."""
+    part, rng = study.PARTS["events"], np.random.default_rng(0)
 
     def fake(own, lr, seed, acc, final, **more):
         words = f"dataset=fashion_mnist_dvs neuron=lif loss=tet model=small timesteps=5 recipe.lr={lr}".split()
@@ -32,7 +30,14 @@ def test_rates_are_chosen_and_final_runs_judged(tmp_path, monkeypatch, capsys):
         for seed in range(8):
             fake(own, "0.015" if own else "0.005", seed, 0.7 + 0.1 * (cell[1] == "if") + 0.002 * rng.integers(5), True)
             fake(own, "0.00167", seed, 0.2, True)  # not the chosen rate: not judged
-    collect([runs], tmp_path / "runs", study.NAME)
+    collect([runs], results / "runs", study.NAME)
+
+
+def test_rates_are_chosen_and_final_runs_judged(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    with pytest.raises(study.UserError, match="events is not tuned"):
+        next(study.commands(["events"], 2))
+    tuned_runs(tmp_path, tmp_path / "runs_here")
     there = study._results(tmp_path)
     assert study.chosen_rates("events", there) == dict(zip(CHOICES, ("0.005", "0.015", "0.015"), strict=True))
     words = list(study.commands(["events"], 2))
