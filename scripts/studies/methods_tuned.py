@@ -322,7 +322,7 @@ def _part(
         yield from _findings(judge({cell: runs for cell, runs in found.items() if cell[0] != "loss"}, areas)[1])
     if found:
         yield "+ better, - worse, = equivalent, ? cannot be said (in brackets the seeds that would decide); 95 % intervals, simultaneous over the choices."
-        yield "Learning rate: times the recipe's; * the last of the three tried.\n"
+        yield "Learning rate: times the recipe's; * the last of the three tried. Step time: the baseline against itself shows the noise.\n"
     for axis in dict.fromkeys(axis for axis, _ in found):
         rows = [
             _row(part, cell, found, seeds, tuning, judged, measured.get("steps", {}))
