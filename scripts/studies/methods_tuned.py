@@ -48,6 +48,10 @@ class Part(NamedTuple):
         found = self.choices or [cell for cell in methods.cells(self.base) if cell not in {*SAME, BASELINE}]
         return [BASELINE, *found]
 
+    def interim(self, found: Cells, seeds: Sequence[int]) -> bool:
+        """Whether final runs are left: of a choice, or of a seed that all choices need."""
+        return len(found) < len(self.cells()) or len(seeds) < self.seeds
+
     def rates(self) -> list[str]:
         """The three learning rates, the recipe's first."""
         return [f"{_recipe_lr(self.dataset, self.base.overrides) * rate:.3g}" for rate in RATES]
@@ -105,7 +109,7 @@ def commands(names: Sequence[str], seeds: int, more: Sequence[str] = ()) -> Iter
                 part, {cell: ",".join(part.rates()) for cell in part.cells()}, part.tuning, TUNING_SEEDS, more
             )
             continue
-        rates = chosen_rates(name, _results(RESULTS))
+        rates = chosen_rates(name, collected(RESULTS))
         if not rates and names:
             raise UserError(f"{name} is not tuned: `study.py {NAME} run tuning_{name}`, then `study.py {NAME} collect`")
         own = [int(seed) for word in given for seed in word[5:].split(",")] or range(min(seeds, part.seeds))
@@ -137,7 +141,7 @@ def _sweeps(
 Cells = dict[tuple[str, str], dict[int, Any]]  # of a part: the result of each seed
 
 
-def _results(results: Path) -> list[Any]:
+def collected(results: Path) -> list[Any]:
     file = results / "runs" / f"{NAME}.jsonl"
     return list(load([file])) if file.exists() else []
 
@@ -277,7 +281,7 @@ def judge(found: Cells, areas: dict[str, float]) -> tuple[list[int], Judged]:
 
 def report(results: Path) -> dict[str, str]:
     """`methods_tuned.md` from the collected runs. Raises UserError if there are none."""
-    if not (runs := _results(results)):
+    if not (runs := collected(results)):
         raise UserError(f"results/runs/{NAME}.jsonl does not exist; use `study.py {NAME} run`, then `collect`")
     areas, steps = (_read(results / "runs" / NAME / file) for file in ("areas.json", "steps.json"))
     text = [
@@ -310,7 +314,7 @@ def _part(
         yield f"Logistic regression on the same samples: {100 * measured['linear']:.2f} %."
     yield ""
     missing = [said(cell) for cell in part.cells() if cell not in found]
-    if len(seeds) < part.seeds or missing:
+    if part.interim(found, seeds):
         yield f"**Not finished.** Tuned: {len(tuning)} of {len(part.cells())}. Seeds that all choices with runs have: {len(seeds)} of {part.seeds}."
         if missing:
             yield f"Without runs: {', '.join(missing) if found else 'all'}."

@@ -38,7 +38,7 @@ def test_rates_are_chosen_and_final_runs_judged(tmp_path, monkeypatch, capsys):
     with pytest.raises(study.UserError, match="events is not tuned"):
         next(study.commands(["events"], 2))
     tuned_runs(tmp_path, tmp_path / "runs_here")
-    there = study._results(tmp_path)
+    there = study.collected(tmp_path)
     assert study.chosen_rates("events", there) == dict(zip(CHOICES, ("0.005", "0.015", "0.015"), strict=True))
     words = list(study.commands(["events"], 2))
     assert ["seed=0" in w for w in words] == [True, True, False, False] and "neuron=if,psn" in words[1]

@@ -17,7 +17,7 @@ MEASURE = study.MEASURES[0]
 
 @FIGURES.register("methods_tuned")
 def draw(results: Path) -> Figure:
-    runs = study._results(results)
+    runs = study.collected(results)
     finals = {name: study.final(name, runs) for name in study.PARTS}
     judged = {name: study.judge(found, {}) for name, found in finals.items()}
     shown = {name: (n, of[MEASURE.title]) for name, (n, of) in judged.items() if of}
@@ -40,10 +40,9 @@ def draw(results: Path) -> Figure:
             axes.errorbar(found.mean, at, xerr=error, elinewidth=1, label=word, **looks[word])
         axes.set_yticks(range(len(rows)), map(said, rows))
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        baseline = f"{part.dataset}, minus {part.base.neuron} with {part.base.loss}"
+        interim = "; interim" * part.interim(finals[name], common)
         n = seeds([(name, len(common))])
-        interim = "" if len(common) >= part.seeds and len(rows) + 1 == len(part.cells()) else "; interim"
-        axes.set_title(f"{baseline}, {n}{interim}", loc="left")
+        axes.set_title(f"{part.dataset}, minus {part.base.neuron} with {part.base.loss}, {n}{interim}", loc="left")
     axes.set_xlabel("difference of the test accuracy at the readout, points")
     handles = {label: h for a in figure.axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles))
