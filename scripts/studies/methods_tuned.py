@@ -352,8 +352,8 @@ def _findings(judged: Judged) -> Iterator[str]:
             first = next(iter(verdicts.values())).found
             yield (
                 f"- **{m.title}**: better: {', '.join(words['better']) or 'none'}; worse: {', '.join(words['worse']) or 'none'}; "
-                f"equivalent within {m.margin:g} points: {', '.join(words['equivalent']) or 'none'}; of the other "
-                f"{len(words['cannot be said'])} nothing can be said. With 80 % power, a difference of "
+                f"equivalent within {m.margin:g} points: {', '.join(words['equivalent']) or 'none'}; cannot be said: "
+                f"{len(words['cannot be said'])} of {len(verdicts)}. With 80 % power, a difference of "
                 f"{methods.detected(first, len(verdicts)):.2f} points is seen."
             )
     yield ""
