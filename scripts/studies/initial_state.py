@@ -808,7 +808,7 @@ def _summary(judged: dict[str, list[Comparison]], parts: dict[str, Part]) -> Ite
     yield "learned?\n"
     second = "; `network` is a second one" if "network" in judged else ""
     yield f"**Design.** One small network (36,000 weights{second}) is trained with every initial state and loss, on two CPU cores. Differences are paired"
-    yield f"over {' or '.join(map(str, sorted({c.n for c in accuracy})))} seeds. The margins were fixed before ([design](../docs/studies/initial_state.md)).\n"
+    yield f"over {', '.join(map(str, sorted({c.n for c in accuracy})))} seeds. The margins were fixed before ([design](../docs/studies/initial_state.md)).\n"
     for about in dict.fromkeys(parts[name].about for name in judged):
         yield f"- {', '.join(name for name in judged if parts[name].about == about)}: {about}"
     yield "\n**Findings.**\n"
