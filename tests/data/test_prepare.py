@@ -229,7 +229,7 @@ def test_an_interrupted_run_reads_only_the_rest_and_damaged_parts(tmp_path, monk
         run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache", 4, say=stop, workers=1)
     parts = sorted((tmp_path / "cache/cifar10_dvs/T4-number.partial").glob("*.npz"))
     assert 20 < len(parts) <= 60
-    for part, damage in zip(parts, (lambda d: d[:-99], lambda d: b"7", lambda d: d[:900] + b"!!" + d[902:])):  # noqa: B905
+    for part, damage in zip(parts, (lambda d: d[:-99], lambda d: b"7", lambda d: d[:9000] + b"!!" + d[9002:])):  # noqa: B905
         part.write_bytes(damage(part.read_bytes()))
     (tmp_path / "raw/cat/cifar10_cat_0.aedat").touch()  # changed since
     report = run("cifar10_dvs", tmp_path / "raw", tmp_path / "cache", 4)
