@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 SWEEP_DIR = "runs/initial_state"
 SEEDS = 5
+# By the design: above this standard deviation, in points, all cells of a loss get MORE_SEEDS more seeds.
+SPREAD, MORE_SEEDS = 0.3, 3
 ALPHA, POWER = 0.05, 0.8
 FIGURES = ("initial_state_steps", "initial_state_effects", "initial_state_learned")
 
@@ -187,6 +189,18 @@ def commands(names: Sequence[str], seeds: int, more: Sequence[str] = ()) -> Iter
                 f"loss={','.join(losses)}", *state, f"seed={','.join(map(str, range(seeds)))}", *part.overrides, *rest,
                 "energy=true", "logger.mode=disabled", f"hydra.sweep.dir={SWEEP_DIR}",
             ]  # fmt: skip
+
+
+def _as_run(groups: Sequence[Group]) -> Iterator[list[str]]:
+    """`commands` with the number of seeds that each part and loss was run with; SEEDS where nothing ran."""
+    for name, part in PARTS.items():
+        of = cells(groups, part.dataset, part.model)
+        losses: dict[int, list[str]] = {}
+        for loss in part.losses:
+            run = [len(of[state, loss].runs) for state in part.states if (state, loss) in of]
+            losses.setdefault(max(run, default=SEEDS), []).append(loss)
+        for seeds, same in losses.items():
+            yield from commands([name], seeds, [f"loss={','.join(same)}"])
 
 
 def state_of(config: dict[str, Any]) -> str | None:
@@ -393,6 +407,9 @@ Fixed before any run of the study (docs/studies/initial_state.md, whose pilot us
 - **none above the margin**: a difference as large as the margin is excluded. A smaller one that is seen is given in brackets.
 - **cannot be said**: neither. The difference that these seeds would have detected with a power of {POWER:.0%} is given in brackets.
 
+Some losses got more seeds later, because those of the design did not decide. A verdict is **exploratory** (†) if the first
+{SEEDS + MORE_SEEDS} seeds alone give another one.
+
 The margin is the smallest difference that matters:
 
 {to_markdown(_margins())}
@@ -414,6 +431,7 @@ class Comparison(NamedTuple):
     sd: float
     p: float  # Holm's, that there is no difference
     p_margin: float  # Holm's, that it is as large as the margin
+    exploratory: bool = False  # the seeds of the design alone do not give this verdict
 
     @property
     def kind(self) -> str:
@@ -428,12 +446,17 @@ class Comparison(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        margin = f"{MEASURES[self.measure].margin:g}"
         if self.kind == "none":
-            return f"none above {margin}" + (f" ({self.mean:+.2f} is seen)" if self.p < ALPHA else "")
+            notes = [f"{self.mean:+.2f} is seen"] * (self.p < ALPHA) + ["exploratory"] * self.exploratory
+            return f"none above {MEASURES[self.measure].margin:g}" + f" ({'; '.join(notes)})" * bool(notes)
         if self.kind == "unknown":
             return f"cannot be said (seen from {visible_effect(self.sd, self.n, POWER, ALPHA):.2f} on)"
-        return {"more": "**+**", "less": "**-**"}.get(self.kind, self.kind)
+        return {"more": "**+**", "less": "**-**"}.get(self.kind, self.kind) + " (exploratory)" * self.exploratory
+
+    @property
+    def mark(self) -> str:
+        """The verdict as one sign."""
+        return _MARKS[self.kind] + "†" * self.exploratory
 
 
 def visible_effect(sd: float, n: int, power: float = 0.8, alpha: float = 0.05) -> float:
@@ -465,7 +488,7 @@ def cells(groups: Sequence[Group], dataset: str, model: str = "small") -> Cells:
 
 def compare(name: str, part: Part, of: Cells, seeds: int | None = None) -> list[Comparison]:
     """Every comparison of a part by every measure, if both sides have two shared seeds; `seeds`: use only the first ones."""
-    found = []
+    found: list[Comparison] = []
     for key, measure_ in MEASURES.items():
         family = []
         for loss in part.losses:
@@ -484,6 +507,10 @@ def compare(name: str, part: Part, of: Cells, seeds: int | None = None) -> list[
                 ))  # fmt: skip
         adjusted = holm([c.p for c in family]), holm([c.p_margin for c in family])
         found += [c._replace(p=p, p_margin=q) for c, p, q in zip(family, *adjusted, strict=True)]
+    if seeds is None and any(c.n > SEEDS + MORE_SEEDS for c in found):
+        first = {c[:5]: c.kind for c in compare(name, part, of, SEEDS + MORE_SEEDS)}
+        decided = ("more", "less", "none")
+        found = [c._replace(exploratory=c.kind in decided and first.get(c[:5]) != c.kind) for c in found]
     return found
 
 
@@ -557,8 +584,7 @@ def report(results: Path) -> dict[str, str]:
     not_run += _cut_seeds(judged, groups)
     text += ["## What was not run\n", *(f"- {line}" for line in not_run), ""] if not_run else []
     text += [*(f"- {note}" for note in remarks), ""] if remarks else []
-    seeds = max(len(g.runs) for g in groups)
-    own = [shlex.join(words) for words in commands([], seeds)] if PARTS.keys() & parts.keys() else []
+    own = [shlex.join(words) for words in _as_run(groups)] if PARTS.keys() & parts.keys() else []
     others = dict.fromkeys(p.dataset for name, p in parts.items() if name not in PARTS)
     text += [
         "## Commands\n", "```bash", *own, *(f"python scripts/study.py initial_state run dataset={d}" for d in others),
@@ -615,10 +641,6 @@ def _price(groups: Sequence[Group], results: Path) -> Table:
     return Table("", columns, rows, said)
 
 
-# By the design: above this standard deviation, in points, all cells of a loss get MORE_SEEDS more seeds.
-SPREAD, MORE_SEEDS = 0.3, 3
-
-
 def _seeds(judged: dict[str, list[Comparison]], groups: Sequence[Group]) -> Table:
     """By part and loss: largest sd of a readout difference over the first SEEDS seeds, seeds due, and detectable differences."""
     rows, parts = [], ran(groups)
@@ -646,7 +668,7 @@ def _seeds(judged: dict[str, list[Comparison]], groups: Sequence[Group]) -> Tabl
     ]  # fmt: skip
     said = f"sd: of the readout's differences over the first {SEEDS} seeds; above {SPREAD} points the design asks for {MORE_SEEDS} more seeds"
     power = f"would see, and exclude: with a power of {POWER:.0%}, for a single comparison at that sd; Holm's correction needs more seeds"
-    late = "seeds beyond those that the design asks for were run because the first ones did not decide: verdicts that need them are exploratory"
+    late = "seeds beyond those that the design asks for were run because the first ones did not decide: verdicts that need them are exploratory (†)"
     added = any(int(str(row["n"]).split()[-1]) > int(str(row["asked"])) for row in rows)
     return Table("", columns, rows, [said, power, *[late] * added])
 
@@ -690,7 +712,7 @@ def _means(part: Part, of: Cells) -> Table:
 
 
 _MARKS = {"more": "+", "less": "-", "none": "=", "unknown": "?", "too few seeds": "seeds"}
-_SIGNS = "+ or - seen; = none above the margin; ? cannot be said; seeds: too few seeds"
+_SIGNS = "+ or - seen; = none above the margin; ? cannot be said; seeds: too few seeds; † exploratory"
 
 
 def _glance(name: str, judged: Sequence[Comparison]) -> Table:
@@ -699,7 +721,7 @@ def _glance(name: str, judged: Sequence[Comparison]) -> Table:
     found = {(c.loss, c.state, c.measure): c for c in judged if c.other == "zero"}
     rows = [
         dict(loss=loss, state=state) | {
-            key: f"{c.mean:+.1f} {_MARKS[c.kind]}" for key in shown if (c := found.get((loss, state, key)))
+            key: f"{c.mean:+.1f} {c.mark}" for key in shown if (c := found.get((loss, state, key)))
         }
         for loss, state in dict.fromkeys((c.loss, c.state) for c in judged if c.other == "zero")
     ]  # fmt: skip
@@ -727,7 +749,7 @@ def _both(judged: dict[str, list[Comparison]]) -> Table:
         else:
             said = "yes" if len(there) == 2 * len(pairs) else "a part was not run"
         for pair, both in of.items():
-            first, other = (f"{c.mean:+.1f} {_MARKS[c.kind]}" if c else None for c in both)
+            first, other = (f"{c.mean:+.1f} {c.mark}" if c else None for c in both)
             rows.append(dict(loss=loss, what=" - ".join(pair), small=first, second=other, holds=said))
     columns = [
         Column("loss", "loss"), Column("what", "difference at step 1, points"), Column("small", "small", "number"),
@@ -778,7 +800,7 @@ def _by_verdict(name: str, judged: Sequence[Comparison]) -> Table:
         row = dict(measure=f"{MEASURES[key].title}, {MEASURES[key].unit}", other=other)
         for c in judged:
             if (c.measure, c.other) == (key, other):
-                cell = f"{c.state} ({c.loss.upper().replace('_', '-')}, {c.mean:+.1f})"
+                cell = f"{c.state} ({c.loss.upper().replace('_', '-')}, {c.mean:+.1f}){'†' * c.exploratory}"
                 row[c.kind] = f"{row[c.kind]}, {cell}" if c.kind in row else cell
         rows.append(row)
     kinds = [
@@ -786,7 +808,7 @@ def _by_verdict(name: str, judged: Sequence[Comparison]) -> Table:
         for kind, words in _KINDS.items()
         if any(kind in r for r in rows)
     ]
-    said = "in brackets: loss, and mean difference (state minus the one it is compared with)"
+    said = "in brackets: loss, and mean difference (state minus the one it is compared with); † exploratory"
     return Table(_title(name), [Column("measure", "measure"), Column("other", "against"), *kinds], rows, [said])
 
 
@@ -819,7 +841,8 @@ def _summary(judged: dict[str, list[Comparison]], parts: dict[str, Part]) -> Ite
         if mine[pair]:
             seen = sum(c.p < ALPHA and c.n >= SEEDS for c in mine[pair])
             small = sum(c.kind == "none" for c in mine[pair])
-            yield f"- {_HEADLINES[pair]}: of {len(mine[pair])} differences in accuracy, {seen} are seen; {small} are below the margin."
+            late = sum(c.exploratory for c in mine[pair])
+            yield f"- {_HEADLINES[pair]}: of {len(mine[pair])} differences in accuracy, {seen} are seen; {small} are below the margin{f'; {late} of these verdicts are exploratory' * bool(late)}."
     if judged.get("network"):
         of = {row["loss"].upper(): row["holds"] for row in _both(judged).rows}
         words_ = (
@@ -830,7 +853,7 @@ def _summary(judged: dict[str, list[Comparison]], parts: dict[str, Part]) -> Ite
     for pair, words in _HEADLINES.items():
         for c in mine[pair]:
             row = rows.setdefault((*pair, c.part, c.loss), dict(what=words, part=c.part, loss=c.loss))
-            row[c.measure] = f"{c.mean:+.2f} ({c.low:+.2f} .. {c.high:+.2f}) {_MARKS[c.kind]}"
+            row[c.measure] = f"{c.mean:+.2f} ({c.low:+.2f} .. {c.high:+.2f}) {c.mark}"
     if rows:
         columns = [Column("what", "difference, points"), Column("part", "part"), Column("loss", "loss")]
         columns += [Column(key, MEASURES[key].title, "number") for key in _ACCURACIES]
@@ -845,7 +868,9 @@ def _in_words(comparisons: Sequence[Comparison], measure: Measure) -> str:
     """Which differences are seen, excluded or open, each by its loss and part."""
     found: dict[str, list[str]] = {}
     for c in comparisons:
-        found.setdefault(c.kind, []).append(f"{c.loss.upper().replace('_', '-')} ({c.part})")
+        found.setdefault(c.kind, []).append(
+            f"{c.loss.upper().replace('_', '-')} ({c.part}{', exploratory' * c.exploratory})"
+        )
     margin = f"{measure.margin:g} {measure.unit if measure.margin != 1 else 'point'}"
     return "; ".join(f"{w.format(margin=margin)} with {', '.join(found[k])}" for k, w in _KINDS.items() if k in found)
 

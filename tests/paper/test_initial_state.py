@@ -63,16 +63,25 @@ def results(tmp_path):
 
 def test_a_difference_is_seen_excluded_or_cannot_be_told(results):
     groups, _ = group_runs(load([results / "runs" / "initial_state"]))
-    part = study.PARTS["static"]
-    judged = study.compare("static", part, study.cells(groups, "fashion_mnist"))
-    kinds = {(c.state, c.measure): c.kind for c in judged if c.other == "zero"}
+    judged = study.compare("static", study.PARTS["static"], study.cells(groups, "fashion_mnist"))
+    to_zero = {(c.state, c.measure): c for c in judged if c.other == "zero"}
+    kinds = {key: c.kind for key, c in to_zero.items()}
     assert kinds["imp", "readout"] == "more" and kinds["constant", "readout"] == "none"
     assert kinds["random", "readout"] == "unknown" and kinds["mp_init", "readout"] == "too few seeds"
     assert kinds["imp", "synops"] == "none"
-    unknown = next(c for c in judged if (c.state, c.other, c.measure) == ("random", "zero", "readout"))
-    assert unknown.verdict.startswith("cannot be said (seen from ")
-    seen = next(c for c in judged if (c.state, c.other, c.measure) == ("imp", "zero", "readout"))
+    assert to_zero["random", "readout"].verdict.startswith("cannot be said (seen from ")
+    seen = to_zero["imp", "readout"]
     assert seen.mean == pytest.approx(3.04) and seen.low < seen.mean < seen.high and seen.verdict == "**+**"
+
+
+def test_a_verdict_that_the_first_seeds_do_not_give_is_exploratory(tmp_path):
+    for seed in range(17):  # eight do not exclude half a point, 17 do; two points are excluded by eight
+        write(tmp_path, "neuron=if", "loss=lts", seed=seed, acc=0.8)
+        write(tmp_path, "neuron=if", "neuron.initial=constant", "loss=lts", seed=seed, acc=0.8 + 0.008 * (-1) ** seed)
+    groups, _ = group_runs(load([tmp_path / "runs" / "initial_state"]))
+    judged = study.compare("static", study.PARTS["static"], study.cells(groups, "fashion_mnist"))
+    marks = {c.measure: (c.verdict, c.mark) for c in judged}
+    assert marks["readout"] == ("none above 0.5 (exploratory)", "=†") and marks["first"] == ("none above 2", "=")
 
 
 def test_the_report_says_all_of_it_and_draws_it(results, capsys):
@@ -85,13 +94,7 @@ def test_the_report_says_all_of_it_and_draws_it(results, capsys):
     (results / "runs" / "initial_state" / study.MEASURED).write_text(json.dumps(found))
     assert main(["initial_state", "report", "--results", str(results)]) == 0
     text = (results / "initial_state.md").read_text()
-    order = (
-        "## Summary",
-        "Fixed before any run",
-        "## At a glance",
-        "What holds, what does not",
-        "## Static images\n\nF",
-    )
+    order = ("## Summary", "Fixed before any run", "## At a glance", "What holds, what", "## Static images\n\nF")
     assert sorted(order, key=text.index) == [*order]
     glance = text[text.index("## At a glance") : text.index("What holds")]
     assert "| lts | imp | +3.0 + |" in glance and "| lts | constant | +0.0 = |" in glance
@@ -139,8 +142,7 @@ def test_the_cheapest_exit_keeps_accuracy_within_a_point():
         dict(threshold=0.9, acc=0.91, mean_steps=3.1, exits=[0, 0, 0.9, 0.1]),
         dict(threshold=None, acc=0.90, mean_steps=4.0, exits=[0, 0, 0, 1]),
     ]
-    found = dict(threshold=0.7, steps=2.0, exits=[0.5, 0.25, 0, 0.25], acc=0.895, acc_all=0.9)
-    assert study.cheapest(exits) == found
+    assert study.cheapest(exits) == dict(threshold=0.7, steps=2.0, exits=[0.5, 0.25, 0, 0.25], acc=0.895, acc_all=0.9)
     assert study.cheapest(exits[:1] + exits[3:])["threshold"] is None
 
 

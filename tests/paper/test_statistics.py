@@ -95,7 +95,7 @@ def test_sign_flip_counts_every_pattern(d):
     expected = sum(e >= abs(sum(d)) - 1e-11 for e in extreme) / 2 ** len(d)
     assert s.sign_flip(d) == pytest.approx(expected)
     assert s.sign_flip(d) == s.sign_flip([-x for x in d])
-    assert s.sign_flip([1.0] * 17) is None and s.sign_flip([1.0] * 16) == 2 / 2**16
+    assert s.sign_flip([1.0, 2.0] * 9) is None and s.sign_flip([1.0] * 17) == 2 / 2**17
 
 
 def test_mcnemar_by_hand():
